@@ -1,0 +1,37 @@
+"""Everything refimpl raises on purpose. The command line turns each into one line and an exit code."""
+
+import os
+
+
+class RefimplError(Exception):
+    """Base of all errors that are about the input, not about refimpl."""
+
+    exit_code = 1
+
+
+class BadFile(RefimplError):
+    """A file breaks its own format: which file, at which byte, and how.
+
+    path   : the file
+    offset : byte offset of the defect, or None where it has no place (a missing file)
+    defect : one short sentence
+    """
+
+    exit_code = 3
+
+    def __init__(self, path: str | os.PathLike[str], offset: int | None, defect: str) -> None:
+        self.path, self.offset, self.defect = os.fspath(path), offset, defect
+        where = self.path if offset is None else f"{self.path}: byte {offset:,}"
+        super().__init__(f"{where}: {defect}")
+
+
+class Unsupported(RefimplError):
+    """Legal input that refimpl does not handle (a type, a version, an architecture)."""
+
+    exit_code = 4
+
+
+class Usage(RefimplError):
+    """The caller asked for something that makes no sense for this input (an unknown recipe, say)."""
+
+    exit_code = 2

@@ -1,0 +1,46 @@
+"""The table of block formats: the only list of types. Sizes derive from the layout, never the reverse.
+
+Ids and field names are ggml's (ggml-common.h, ggml.h), so that the C can be read side by side.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Format:
+    """One tensor type: `weights` weights are stored in one record of dtype `block`."""
+
+    id: int
+    name: str
+    weights: int
+    block: np.dtype
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, scales included."""
+        return 8 * self.block.itemsize / self.weights
+
+    def row_bytes(self, n: int) -> int:
+        """Bytes of a row of n weights. Raises ValueError where n is not a whole number of blocks."""
+        if n % self.weights:
+            raise ValueError(f"{self.name} rows need a multiple of {self.weights} weights, not {n}")
+        return n // self.weights * self.block.itemsize
+
+
+def _block(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype:
+    return np.dtype(list(fields))
+
+
+F32 = Format(0, "f32", 1, np.dtype("<f4"))
+F16 = Format(1, "f16", 1, np.dtype("<f2"))
+BF16 = Format(30, "bf16", 1, np.dtype("<u2"))
+Q5_0 = Format(6, "q5_0", 32, _block(("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)))
+Q8_0 = Format(8, "q8_0", 32, _block(("d", "<f2"), ("qs", "i1", 32)))
+Q4_K = Format(12, "q4_k", 256, _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)))
+Q6_K = Format(14, "q6_k", 256, _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")))
+
+formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K, Q6_K)})
+by_id = MappingProxyType({f.id: f for f in formats.values()})

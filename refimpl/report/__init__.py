@@ -1,0 +1,1 @@
+"""Result objects to terminal and JSON: pure functions."""

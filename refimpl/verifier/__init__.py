@@ -1,0 +1,1 @@
+"""The stages of verify: container, census, recipe, experts, requantize, fidelity, verdict."""
