@@ -4,6 +4,7 @@ Ids and field names are ggml's (ggml-common.h, ggml.h), so that the C can be rea
 """
 
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -40,7 +41,27 @@ BF16 = Format(30, "bf16", 1, np.dtype("<u2"))
 Q5_0 = Format(6, "q5_0", 32, _block(("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)))
 Q8_0 = Format(8, "q8_0", 32, _block(("d", "<f2"), ("qs", "i1", 32)))
 Q4_K = Format(12, "q4_k", 256, _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)))
-Q6_K = Format(14, "q6_k", 256, _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")))
+Q6_K = Format(
+    14, "q6_k", 256, _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
+)
 
 formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K, Q6_K)})
 by_id = MappingProxyType({f.id: f for f in formats.values()})
+
+
+@cache
+def known(id: int) -> Format | None:
+    """The format with this id, also of a type that refimpl measures but does not decode; None: no such type.
+
+    A type of the gguf package that our table lacks gets a block of opaque bytes, so that sizes still work.
+    """
+    if id in by_id:
+        return by_id[id]
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        kind = GGMLQuantizationType(id)
+    except ValueError:
+        return None
+    weights, size = GGML_QUANT_SIZES[kind]
+    return Format(id, kind.name.lower(), weights, np.dtype((np.void, size)))
