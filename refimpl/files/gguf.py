@@ -39,7 +39,7 @@ class Header:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.metadata = Metadata()
+        self.metadata = Metadata(source.path)
         self.tensors: list[Tensor] = []
         cursor = Cursor(source)
         self.version = _read_version(cursor)

@@ -176,7 +176,8 @@ class Array(Sequence[Any]):
 class Metadata(Mapping[str, Any]):
     """The keys of a GGUF, in file order. Long strings and arrays are read from the file when asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str = "") -> None:
+        self.path = path
         self.types: dict[str, GGUFValueType] = {}
         self.offsets: dict[str, int] = {}
         self._values: dict[str, Any] = {}
