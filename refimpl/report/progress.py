@@ -1,0 +1,68 @@
+"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from refimpl.report.terminal import gigabytes
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+EVERY = 5.0  # seconds between plain lines
+
+
+@contextmanager
+def progress_bar(what: str, hidden: bool = False) -> Iterator[Progress]:
+    """Show how far some work on bytes is; the value is to be called with bytes done and bytes in all."""
+    if hidden:
+        yield _ignore
+    elif sys.stderr.isatty():
+        yield from _bar(what)
+    else:
+        yield _Lines(what)
+
+
+def _ignore(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _bar(what: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+class _Lines:
+    """Prints bytes, share, rate and time left, at most every EVERY seconds."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start = what, time.monotonic()
+        self.last = self.start
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last < EVERY or not 0 < done <= total:
+            return
+        self.last = now
+        rate = done / (now - self.start)
+        left = f"{(total - done) / rate:,.0f} s left"
+        share = f"{gigabytes(done)} of {gigabytes(total)} ({done / total:.0%})"
+        print(f"{self.what}: {share}, {gigabytes(round(rate))}/s, {left}", file=sys.stderr, flush=True)
