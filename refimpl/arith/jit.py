@@ -61,4 +61,4 @@ def jit(function: F) -> F:
         )
     finally:
         numba.config.CACHE_DIR = before
-    return kernel  # type: ignore[no-any-return]
+    return kernel

@@ -1,1 +1,224 @@
-"""Block formats: one module each, with its twins (X.py defines, X_jit.py runs anywhere, X_simd.py is fast)."""
+"""Block formats: one module each, with its twins (X.py defines, X_jit.py runs anywhere, X_simd.py is fast).
+
+Arrays are rows of weights, [..., n] float32, and rows of blocks, [..., bytes] uint8. `reference=True` takes
+the NumPy text; otherwise the kernels that KERNELS names do the work.
+"""
+
+from importlib import import_module
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.quants.formats import Format, formats
+
+__all__ = ["KERNELS", "NotFinite", "dequantize", "quantize"]
+
+Array = NDArray[Any]
+
+BUILDS = ("strict",)
+FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
+
+# Which module runs each format: kernels compile at first use, so each is imported by name when it is needed.
+KERNELS = MappingProxyType(
+    {
+        "quantize": {
+            "q8_0": "refimpl.quants.q8_0_jit",
+            "q5_0": "refimpl.quants.q5_0_jit",
+            "q4_k": "refimpl.quants.q4_k_jit",
+            "q6_k": "refimpl.quants.q6_k_jit",
+        },
+        "dequantize": {
+            "q8_0": "refimpl.quants.q8_0_jit",
+            "q5_0": "refimpl.quants.q5_0_jit",
+            "q4_k": "refimpl.quants.q4_k_jit",
+            "q6_k": "refimpl.quants.q6_k_jit",
+        },
+    }
+)
+REFERENCES = MappingProxyType(
+    {
+        "q8_0": "refimpl.quants.q8_0",
+        "q5_0": "refimpl.quants.q5_0",
+        "q4_k": "refimpl.quants.q4_k",
+        "q6_k": "refimpl.quants.q6_k",
+    }
+)
+
+
+class NotFinite(ValueError):
+    """A weight to quantize is NaN or infinite: row is counted over all leading axes."""
+
+    def __init__(self, row: int, column: int, value: float) -> None:
+        self.row, self.column = row, column
+        super().__init__(f"weight at row {row}, column {column} is {value}")
+
+
+def quantize(
+    x: Array,
+    fmt: str | Format,
+    imatrix: Array | None = None,
+    build: str = "strict",
+    reference: bool = False,
+    out: Array | None = None,
+) -> NDArray[np.uint8]:
+    """Encode weights to the blocks of a format, byte for byte as ggml does.
+
+    x       : [..., n] float32
+    imatrix : [n] float32, or [E, n] for x [E, m, n]
+    build   : whose compiler: "strict" rounds every operation
+    out     : [..., bytes] uint8, or None: a new array
+    return  : [..., bytes] uint8
+
+    Raises: NotFinite for NaN or infinity in x; ValueError or TypeError for shapes and types that do not fit.
+    """
+    fmt = _format(fmt)
+    if build not in BUILDS:
+        raise ValueError(f"build {build!r} is not supported; there is {', '.join(BUILDS)}")
+    _check(x, "x", np.float32, 1)
+    size = fmt.row_bytes(x.shape[-1])
+    rows = np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
+    importance = _importance(x.shape, imatrix)
+    _check_finite(rows, reference)
+    out, flat = _output(out, (*x.shape[:-1], size), np.uint8)
+    per_expert = max(1, len(rows) // max(1, len(importance)))
+    if rows.size:
+        (_quantize_by_reference if reference else _quantize_by_kernel)(
+            rows, fmt, importance, per_expert, flat
+        )
+    if not np.may_share_memory(flat, out):
+        out[...] = flat.reshape(out.shape)
+    return out
+
+
+def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
+    if fmt.weights == 1:
+        from refimpl.quants import floats
+
+        out[:] = np.ascontiguousarray(floats.quantize(rows, fmt)).view(np.uint8)
+        return
+    weights = importance[np.arange(len(rows)) // per_expert] if len(importance) else None
+    with np.errstate(all="ignore"):
+        blocks = import_module(REFERENCES[fmt.name]).quantize(rows, weights)
+    out[:] = blocks.view(np.uint8)
+
+
+def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
+    if fmt.name == "f32":
+        out[:] = rows.view(np.uint8)
+    elif fmt.weights == 1:
+        kernel = getattr(import_module("refimpl.quants.floats_jit"), f"encode_{FLOATS[fmt.name]}")
+        bits = np.empty(rows.shape, np.uint16)
+        kernel(rows, bits)
+        out[:] = bits.view(np.uint8)
+    else:
+        import_module(KERNELS["quantize"][fmt.name]).quantize(rows, importance, per_expert, out)
+
+
+def dequantize(
+    raw: Array, fmt: str | Format, reference: bool = False, out: Array | None = None
+) -> NDArray[np.float32]:
+    """Decode blocks to weights, bit for bit as ggml does.
+
+    raw    : [..., bytes] uint8
+    out    : [..., n] float32, or None: a new array
+    return : [..., n] float32
+
+    Raises: ValueError or TypeError for shapes and types that do not fit.
+    """
+    fmt = _format(fmt)
+    _check(raw, "raw", np.uint8, 1)
+    if raw.shape[-1] % fmt.block.itemsize:
+        raise ValueError(
+            f"{fmt.name} rows need a multiple of {fmt.block.itemsize} bytes, not {raw.shape[-1]}"
+        )
+    rows = np.ascontiguousarray(raw).reshape(prod(raw.shape[:-1]), raw.shape[-1])
+    n = raw.shape[-1] // fmt.block.itemsize * fmt.weights
+    out, flat = _output(out, (*raw.shape[:-1], n), np.float32)
+    if rows.size:
+        (_dequantize_by_reference if reference else _dequantize_by_kernel)(rows, fmt, flat)
+    if not np.may_share_memory(flat, out):
+        out[...] = flat.reshape(out.shape)
+    return out
+
+
+def _dequantize_by_reference(rows: Array, fmt: Format, out: Array) -> None:
+    blocks = rows.view(fmt.block)
+    with np.errstate(all="ignore"):
+        if fmt.weights == 1:
+            from refimpl.quants import floats
+
+            out[:] = floats.dequantize(blocks, fmt)
+        else:
+            out[:] = import_module(REFERENCES[fmt.name]).dequantize(blocks.reshape(-1)).reshape(out.shape)
+
+
+def _dequantize_by_kernel(rows: Array, fmt: Format, out: Array) -> None:
+    if fmt.name == "f32":
+        out[:] = rows.view(np.float32)
+    elif fmt.weights == 1:
+        kernel = getattr(import_module("refimpl.quants.floats_jit"), f"decode_{FLOATS[fmt.name]}")
+        kernel(rows.view(np.uint16), out)
+    else:
+        import_module(KERNELS["dequantize"][fmt.name]).dequantize(rows, out)
+
+
+def _format(fmt: str | Format) -> Format:
+    name = fmt.name if isinstance(fmt, Format) else fmt
+    if name not in formats:
+        raise ValueError(f"no codec for format {name!r}; there are {', '.join(formats)}")
+    return formats[name]
+
+
+def _check(array: Any, name: str, dtype: Any, axes: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, not {kind}")
+    if array.ndim < axes:
+        raise ValueError(f"{name} needs at least {axes} axes, but has the shape {array.shape}")
+
+
+def _importance(shape: tuple[int, ...], imatrix: Array | None) -> NDArray[np.float32]:
+    """Bring the imatrix to [E, n]; E = 0 stands for none."""
+    n = shape[-1]
+    if imatrix is None:
+        return np.empty((0, n), np.float32)
+    _check(imatrix, "imatrix", np.float32, 1)
+    stacked = len(shape) == 3 and imatrix.shape == (shape[0], n)
+    if imatrix.shape != (n,) and not stacked:
+        raise ValueError(f"imatrix of shape {imatrix.shape} does not fit weights of shape {shape}")
+    if not np.isfinite(imatrix).all():
+        raise ValueError("imatrix holds NaN or infinity")
+    return np.ascontiguousarray(imatrix).reshape(-1, n)
+
+
+def _check_finite(rows: NDArray[np.float32], reference: bool) -> None:
+    if reference:
+        from refimpl.arith.bits import find_not_finite
+    else:
+        from refimpl.arith.bits_jit import find_not_finite
+    at = int(find_not_finite(rows.reshape(-1)))
+    if at >= 0:
+        row, column = divmod(at, rows.shape[1])
+        raise NotFinite(row, column, float(rows[row, column]))
+
+
+def _output(out: Array | None, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """Take the caller's array or a new one, and a contiguous [rows, last] array to fill for it."""
+    if out is None:
+        out = allocate(shape, dtype)
+    _check(out, "out", dtype, 1)
+    if out.shape != shape:
+        raise ValueError(f"out has the shape {out.shape}, but the result has {shape}")
+    flat = (prod(shape[:-1]), shape[-1])
+    return out, out.reshape(flat) if out.flags.c_contiguous else np.empty(flat, dtype)
+
+
+def allocate(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Make an uninitialized array that starts at a multiple of 64 bytes: vector stores then split no line."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return np.asarray(memory[start : start + size].view(dtype).reshape(shape))

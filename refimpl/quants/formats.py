@@ -24,6 +24,11 @@ class Format:
         """Bits per weight, scales included."""
         return 8 * self.block.itemsize / self.weights
 
+    def offset(self, field: str) -> int:
+        """Byte offset of a field within the block."""
+        assert self.block.fields is not None
+        return int(self.block.fields[field][1])
+
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of n weights. Raises ValueError where n is not a whole number of blocks."""
         if n % self.weights:

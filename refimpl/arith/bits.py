@@ -1,0 +1,110 @@
+"""Bits of small floats: fp16 and bf16 to and from float32, and C's conversions between float and integer.
+
+NumPy's own casts are exact here (round to nearest, ties to even, subnormals kept); bits_jit.py says the same
+with integers alone.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]  # float32
+
+MAGIC = np.float32(12582912)  # 1.5 * 2^23: adding it leaves the nearest integer in the low 23 bits
+INT_MIN = -(2**31)
+NAN_HALF = 0xFE00  # what fp16 makes of the NaN that x86 arithmetic produces: its sign bit is set
+
+
+def encode_half(x: Floats) -> NDArray[np.uint16]:
+    """Round float32 to fp16 bits.
+
+    x      : [...] float32
+    return : [...] uint16; over 65504 + half a step is infinity, every NaN is 0xFE00
+
+    Rounds: once, to nearest, ties to even, also among subnormals.
+    Source: ggml-impl.h ggml_compute_fp32_to_fp16, llama.cpp 0c1e570.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        half = np.asarray(x).astype(np.float16).view(np.uint16)
+    return np.where(np.isnan(x), np.uint16(NAN_HALF), half)
+
+
+def decode_half(half: NDArray[np.uint16]) -> Floats:
+    """Widen fp16 bits to float32, exactly.
+
+    half   : [...] uint16
+    return : [...] float32
+    """
+    with np.errstate(invalid="ignore"):
+        return half.view(np.float16).astype(np.float32)
+
+
+def encode_bf16(x: Floats) -> NDArray[np.uint16]:
+    """Round float32 to bf16 bits.
+
+    x      : [...] float32, no NaN
+    return : [...] uint16
+
+    Rounds: once, to nearest, ties to even: add 0x7FFF and the lowest bit that stays, drop 16 bits.
+    Source: ggml-impl.h ggml_compute_fp32_to_bf16, llama.cpp 0c1e570.
+    """
+    bits = np.asarray(x).view(np.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+
+
+def decode_bf16(bits: NDArray[np.uint16]) -> Floats:
+    """Widen bf16 bits to float32, exactly: they are its upper half.
+
+    bits   : [...] uint16
+    return : [...] float32
+    """
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def nearest_int(x: Floats) -> NDArray[np.int32]:
+    """Round to the nearest integer, ties to even, the way ggml does it.
+
+    nearest_int(x) = low 23 bits of (x + 1.5 * 2^23), less 2^22
+
+    x      : [...] float32
+    return : [...] int32; right for |x| < 2^22, wraps beyond, 0 for NaN (x86's NaN has these low bits clear)
+
+    Rounds: the sum, to float32.
+    Source: ggml-quants.c nearest_int, llama.cpp 0c1e570.
+    """
+    bits = np.asarray(x + MAGIC, np.float32).view(np.int32)
+    return (bits & 0x7FFFFF) - np.int32(0x400000)
+
+
+def truncate(x: Floats) -> NDArray[np.int64]:
+    """Convert float32 to int32 as x86's cvttss2si does; C leaves what does not fit undefined.
+
+    x      : [...] float32
+    return : [...] int64 in the range of int32, towards zero; INT_MIN for NaN and for what does not fit
+    """
+    fits = (x >= np.float32(INT_MIN)) & (x < np.float32(-INT_MIN))
+    return np.where(fits, np.trunc(np.where(fits, x, np.float32(0))), np.float32(INT_MIN)).astype(np.int64)
+
+
+def round_half_away(x: Floats) -> Floats:
+    """Round to the nearest integer, ties away from zero: C's roundf.
+
+    x      : [...] float32
+    return : [...] float32
+
+    Rounds: never; x - trunc(x) is exact.
+    """
+    whole = np.trunc(x)
+    step = np.where(np.abs(x - whole) >= np.float32(0.5), np.copysign(np.float32(1), x), np.float32(0))
+    return np.asarray(whole + step, np.float32)
+
+
+def find_not_finite(x: NDArray[Any]) -> int:
+    """Find the first NaN or infinity.
+
+    x      : [N] float32
+    return : its index, or -1
+    """
+    at = np.flatnonzero(~np.isfinite(x))
+    return int(at[0]) if at.size else -1

@@ -1,0 +1,106 @@
+"""Bits of small floats, by integers alone: the twin of bits.py for kernels.
+
+Integers are Python's (int64 when compiled), masked before they are stored, so that the interpreted kernels
+compute the same.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+
+MAGIC = np.float32(12582912)
+INT_MIN = -(2**31)
+LOW = np.float32(INT_MIN)
+HIGH = np.float32(2**31)
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+SUBNORMAL_STEP = np.float32(2.0**-24)
+
+
+@jit
+def encode_half(x: Any) -> Any:
+    """Round a float32 to fp16 bits, ties to even; every NaN is 0xFE00."""
+    bits = int(np.float32(x).view(np.uint32))
+    sign, size = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
+    if size > 0x7F800000:
+        return 0xFE00
+    if size >= 0x477FF000:  # 65520: half a step above the largest
+        return sign | 0x7C00
+    if size >= 0x38800000:  # 2^-14: the smallest normal; 13 bits fall away, the exponent's bias drops by 112
+        size -= 112 << 23
+        return sign | (size + 0xFFF + (size >> 13 & 1)) >> 13
+    exponent = size >> 23
+    if exponent < 102:  # below 2^-25: half a subnormal step
+        return sign
+    value = size & 0x7FFFFF | 0x800000
+    shift = 126 - exponent  # 14 to 24 bits fall away
+    kept, rest, tie = value >> shift, value & ((1 << shift) - 1), 1 << (shift - 1)
+    if rest > tie or (rest == tie and kept & 1):
+        kept += 1
+    return sign | kept
+
+
+@jit
+def decode_half(half: Any) -> Any:
+    """Widen fp16 bits to a float32, exactly."""
+    bits = int(half)
+    sign, exponent, fraction = bits >> 15 << 31, bits >> 10 & 31, bits & 0x3FF
+    if exponent == 0:
+        value = np.float32(fraction) * SUBNORMAL_STEP
+        return -value if sign else value
+    raised = 255 if exponent == 31 else exponent + 112
+    return np.uint32(sign | raised << 23 | fraction << 13).view(np.float32)
+
+
+@jit
+def encode_bf16(x: Any) -> Any:
+    """Round a float32 to bf16 bits, ties to even."""
+    bits = int(np.float32(x).view(np.uint32))
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF
+
+
+@jit
+def decode_bf16(bits: Any) -> Any:
+    """Widen bf16 bits to a float32, exactly."""
+    return np.uint32(int(bits) << 16).view(np.float32)
+
+
+@jit
+def nearest_int(x: Any) -> Any:
+    """Round to the nearest integer as ggml does: wraps beyond 2^22, 0 for NaN."""
+    return (int(np.float32(x + MAGIC).view(np.int32)) & 0x7FFFFF) - 0x400000
+
+
+@jit
+def truncate(x: Any) -> Any:
+    """Convert to int32 as x86's cvttss2si does: INT_MIN for NaN and for what does not fit."""
+    if x >= LOW and x < HIGH:
+        return int(x)
+    return INT_MIN
+
+
+@jit
+def round_half_away(x: Any) -> Any:
+    """Round to the nearest integer, ties away from zero; a float32."""
+    whole = np.float32(np.trunc(x))
+    if abs(x - whole) >= HALF:
+        return whole + (ONE if x > ZERO else -ONE)
+    return whole
+
+
+@jit
+def find_not_finite(x: NDArray[np.float32]) -> int:
+    """Find the first NaN or infinity among [N] float32, or -1."""
+    bits = x.view(np.uint32)
+    for start in range(0, bits.size, 4096):  # a maximum vectorizes, a search would not
+        end = min(start + 4096, bits.size)
+        largest = np.uint32(0)
+        for i in range(start, end):
+            largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
+        if largest >= np.uint32(0x7F800000):
+            for i in range(start, end):
+                if bits[i] & np.uint32(0x7FFFFFFF) >= np.uint32(0x7F800000):
+                    return i
+    return -1

@@ -1,0 +1,95 @@
+"""Q5_0: 32 weights in 22 bytes, one fp16 step and 32 codes of 5 bits around 16.
+
+| d: fp16 | qh: 32 bits | qs: 16 bytes |          w[i] = d * (q[i] - 16)
+
+byte j of qs holds the low four bits of weight j (low nibble) and of weight j + 16 (high nibble);
+bit i of qh, counted from the lowest bit of its first byte, is the fifth bit of weight i.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits import decode_half, encode_half, truncate
+from refimpl.arith.sums import add_up
+from refimpl.quants.formats import Q5_0
+from refimpl.quants.search import find_peak, fit_scale
+
+Records = NDArray[Any]
+Floats = NDArray[Any]  # float32
+Codes = NDArray[np.int32]
+
+
+def unpack_codes(blocks: Records) -> Codes:
+    """Unpack the codes. blocks : [N] Q5_0 records; return : [N, 32] int32 in 0..31."""
+    low = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], 1)
+    high = np.unpackbits(blocks["qh"], axis=1, bitorder="little")
+    return np.asarray(low | high << 4, np.int32)
+
+
+def dequantize(blocks: Records) -> Floats:
+    """Decode Q5_0 blocks to weights.
+
+    w[i] = d * (q[i] - 16)
+
+    blocks : [N] Q5_0 records (formats.Q5_0.block)
+    return : [N, 32] float32
+
+    Rounds: the product, to float32.
+    Source: ggml-quants.c dequantize_row_q5_0, llama.cpp 0c1e570.
+    """
+    d = decode_half(blocks["d"].view(np.uint16))
+    return d[:, None] * (unpack_codes(blocks) - 16).astype(np.float32)
+
+
+def round_codes(x: Floats) -> tuple[Floats, Codes]:
+    """Round each block under 1/d, before d becomes fp16: the encoder without an imatrix.
+
+    d = peak / -16,  q[i] = min(31, trunc(x[i] * (1/d) + 16.5)); 1/d is 0 for d = 0
+
+    x      : [N, 32] float32
+    return : d [N] float32, codes [N, 32] int32 in 0..31; 0 where 1/d overflowed (INT_MIN's low byte)
+
+    Rounds: every operation, to float32.
+    """
+    d = find_peak(x) / np.float32(-16)
+    inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
+    shifted = x * inverse[:, None] + np.float32(16.5)  # REF_RND
+    byte = truncate(shifted) & 255  # as int8, so that 128 and above are negative and stay under 31
+    return d, np.where(byte < 128, np.minimum(byte, 31), byte).astype(np.int32) & 31
+
+
+def weigh(x: Floats, imatrix: Floats) -> Floats:
+    """Weigh each weight for the search: imatrix * sqrt(mean x^2 of the row + x^2).
+
+    x, imatrix : [R, n] float32
+    return     : [R, n] float32
+
+    Rounds: every operation, to float32, the sum over the row in ascending order.
+    """
+    sigma2 = add_up(x * x) / np.float32(x.shape[1])  # ROW_SUMX2
+    return imatrix * np.sqrt(sigma2[:, None] + x * x)  # ROW_W
+
+
+def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+    """Encode rows of weights to Q5_0 blocks.
+
+    x       : [R, n] float32, finite
+    imatrix : [R, n] float32, or None
+    return  : [R, n/32] Q5_0 records
+
+    Rounds: every operation, to float32; d once more, to fp16. With an imatrix the codes are those of a trial
+    scale, not the nearest under the d that is stored.
+    Source: ggml-quants.c quantize_row_q5_0_ref, quantize_row_q5_0_impl, llama.cpp 0c1e570.
+    """
+    groups = x.reshape(-1, Q5_0.weights)
+    if imatrix is None:
+        d, codes = round_codes(groups)
+    else:
+        d, codes = fit_scale(groups, weigh(x, imatrix).reshape(groups.shape), 16)
+    blocks = np.zeros(len(groups), Q5_0.block)
+    blocks["d"].view(np.uint16)[:] = encode_half(d)
+    blocks["qs"] = codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4
+    blocks["qh"] = np.packbits((codes >> 4).astype(np.uint8), axis=1, bitorder="little")
+    return blocks.reshape(len(x), -1)

@@ -1,0 +1,106 @@
+"""Q5_0 for kernels: the twin of q5_0.py."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits_jit import decode_half, encode_half, truncate
+from refimpl.arith.jit import jit
+from refimpl.quants.formats import Q5_0
+from refimpl.quants.search_jit import find_peak, fit_scale
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+WEIGHTS, BYTES = Q5_0.weights, Q5_0.block.itemsize
+QH, QS = Q5_0.offset("qh"), Q5_0.offset("qs")
+HALF = WEIGHTS // 2
+ZERO, ONE, TOP, MIDDLE = np.float32(0), np.float32(1), np.float32(-16), np.float32(16.5)
+
+
+@jit
+def unpack_codes(block: Bytes, codes: Bytes) -> None:
+    """Unpack one block's codes. block : [22] uint8; codes : [32] uint8, written."""
+    for j in range(HALF):
+        first = int(block[QH + j // 8]) >> j % 8 & 1
+        second = int(block[QH + 2 + j // 8]) >> j % 8 & 1
+        codes[j] = int(block[QS + j]) & 15 | first << 4
+        codes[HALF + j] = int(block[QS + j]) >> 4 | second << 4
+
+
+@jit
+def pack_codes(codes: Bytes, block: Bytes) -> None:
+    """Pack one block's codes. codes : [32] uint8 in 0..31; block : [22] uint8, written after d."""
+    for j in range(HALF):
+        block[QS + j] = int(codes[j]) & 15 | (int(codes[HALF + j]) & 15) << 4
+    for k in range(4):
+        bits = 0
+        for j in range(8):
+            bits |= int(codes[8 * k + j]) >> 4 << j
+        block[QH + k] = bits
+
+
+@jit
+def dequantize_block(block: Bytes, codes: Bytes, y: Floats) -> None:
+    """Decode one block. block : [22] uint8; codes : [32] uint8, scratch; y : [32] float32, written."""
+    d = decode_half(int(block[0]) | int(block[1]) << 8)
+    unpack_codes(block, codes)
+    for i in range(WEIGHTS):
+        y[i] = d * np.float32(int(codes[i]) - 16)
+
+
+@jit
+def round_plain(x: Floats, codes: Bytes) -> Any:
+    """Round one block under 1/d, as the encoder without an imatrix does; return d."""
+    d = find_peak(x) / TOP
+    inverse = ONE / d if d != ZERO else ZERO
+    for i in range(WEIGHTS):
+        byte = truncate(x[i] * inverse + MIDDLE) & 255  # REF_RND
+        codes[i] = (min(byte, 31) if byte < 128 else byte) & 31
+    return d
+
+
+@jit
+def weigh_row(x: Floats, imatrix: Floats, weights: Floats) -> None:
+    """Weigh one row: imatrix * sqrt(mean x^2 + x^2). All [n] float32; weights written."""
+    total = ZERO
+    for i in range(x.size):
+        total += x[i] * x[i]  # ROW_SUMX2
+    sigma2 = total / np.float32(x.size)
+    for i in range(x.size):
+        weights[i] = imatrix[i] * np.sqrt(sigma2 + x[i] * x[i])  # ROW_W
+
+
+@jit
+def dequantize(raw: Bytes, out: Floats) -> None:
+    """Decode rows. raw : [R, n/32*22] uint8; out : [R, n] float32, written."""
+    codes = np.empty(WEIGHTS, np.uint8)
+    for r in range(out.shape[0]):
+        for b in range(out.shape[1] // WEIGHTS):
+            y = out[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            dequantize_block(raw[r, b * BYTES : (b + 1) * BYTES], codes, y)
+
+
+@jit
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode rows.
+
+    x       : [R, n] float32, finite
+    imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
+    out     : [R, n/32*22] uint8, written
+    """
+    codes, weights = np.empty(WEIGHTS, np.uint8), np.empty(x.shape[1], np.float32)
+    for r in range(x.shape[0]):
+        if imatrix.shape[0] > 0:
+            weigh_row(x[r], imatrix[r // rows_per_expert], weights)
+        for b in range(x.shape[1] // WEIGHTS):
+            group = x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            if imatrix.shape[0] > 0:
+                d = fit_scale(group, weights[b * WEIGHTS : (b + 1) * WEIGHTS], 16, codes)
+            else:
+                d = round_plain(group, codes)
+            block = out[r, b * BYTES : (b + 1) * BYTES]
+            half = encode_half(d)
+            block[0], block[1] = half & 255, half >> 8
+            pack_codes(codes, block)

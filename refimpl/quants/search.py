@@ -1,0 +1,181 @@
+"""The scale searches that several formats share: ggml tries a few scales and keeps the one of least error.
+
+Every comment in capitals (`# QK_SUMX`) names a place where a compiler may fuse a product and a sum into one
+rounding; the texts here round both. All arithmetic is float32, in the order written, vectorized over groups.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits import nearest_int
+from refimpl.arith.sums import add_up
+
+Floats = NDArray[Any]  # float32; NumPy's stubs widen np.where and quotients, NumPy itself does not
+Codes = NDArray[np.int32]
+
+EPSILON = np.float32(1e-15)  # a group below this counts as zero
+TENTH = np.float32(0.1)
+
+
+def fit_scale_min(
+    x: Floats, weights: Floats, top: int, start: float, step: float, steps: int
+) -> tuple[Floats, Floats, Codes]:
+    """Fit x = scale * q + min with q = 0..top and min <= 0, by weighted least squares.
+
+    For each trial scale round x to codes, solve the two normal equations, keep the pair of least error. Codes
+    are rounded under the min kept so far, from which the trial scale spans too: trials are not independent.
+
+    x       : [N, n] float32
+    weights : [N, n] float32
+    return  : scale [N], -min [N] float32, codes [N, n] int32
+
+    Rounds: every operation, to float32.
+    Source: ggml-quants.c make_qkx2_quants and make_qkx3_quants, llama.cpp 0c1e570: given weights and finite x
+    the two compute the same.
+    """
+    low, high = x.min(1), x.max(1)
+    sum_w, sum_x = weights[:, 0], weights[:, 0] * x[:, 0]
+    for i in range(1, x.shape[1]):
+        sum_w = sum_w + weights[:, i]
+        sum_x = sum_x + weights[:, i] * x[:, i]  # QK_SUMX
+    low = np.where(low > 0, np.float32(0), low)
+    flat = high == low
+    flat_low = low
+
+    inverse = np.float32(top) / (high - low)
+    scale = np.float32(1) / inverse
+    codes = _round(inverse, x, low, top)  # QK_NI0
+    best = _error(scale, low, codes, x, weights)  # QK_DIFF0, QK_ERR0
+    for k in range(steps + 1):
+        levels = np.float32(start) + np.float32(step) * np.float32(k) + np.float32(top)  # QK_ISC
+        inverse = levels / (high - low)
+        trial = _round(inverse, x, low, top)  # QK_NI1
+        q = trial.astype(np.float32)
+        sum_l = add_up(weights * q)  # QK_SL
+        sum_l2 = add_up(weights * q * q)  # QK_SL2
+        sum_xl = add_up(weights * q * x)  # QK_SXL
+        determinant = sum_w * sum_l2 - sum_l * sum_l  # QK_D
+        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant  # QK_TS
+        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant  # QK_TM
+        positive = new_low > 0
+        new_scale = np.where(positive, sum_xl / sum_l2, new_scale)
+        new_low = np.where(positive, np.float32(0), new_low)
+        error = _error(new_scale, new_low, trial, x, weights)  # QK_DIFF1, QK_ERR1
+        better = (determinant > 0) & (error < best)
+        best = np.where(better, error, best)
+        scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
+        codes = np.where(better[:, None], trial, codes)
+    codes = np.where(flat[:, None], np.int32(0), codes)
+    return np.where(flat, np.float32(0), scale), -np.where(flat, flat_low, low), codes
+
+
+def _round(inverse: Floats, x: Floats, low: Floats, top: int) -> Codes:
+    return np.clip(nearest_int(inverse[:, None] * (x - low[:, None])), 0, top)
+
+
+def _error(scale: Floats, low: Floats, codes: Codes, x: Floats, weights: Floats) -> Floats:
+    off = scale[:, None] * codes.astype(np.float32) + low[:, None] - x
+    return add_up(weights * (off * off))
+
+
+def find_peak(x: Floats) -> Floats:
+    """Find the first of the largest in size. x : [N, n] float32; return : [N], signed; +0 for zeros."""
+    peak = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
+    return np.where(peak == 0, np.float32(0), peak)
+
+
+def fit_scale(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
+    """Fit x = scale * q with q = -top..top-1, by weighted least squares over 19 trial scales.
+
+    x       : [N, n] float32
+    weights : [N, n] float32
+    return  : scale [N] float32, codes q + top [N, n] int32 in 0..2*top-1; 0 and 0 where all |x| < 1e-15
+
+    Rounds: every operation, to float32.
+    Source: ggml-quants.c make_qx_quants with rmse_type 1, llama.cpp 0c1e570.
+    """
+    peak = find_peak(x)
+
+    def measure(inverse: Floats) -> tuple[Codes, Floats, Floats]:
+        codes = np.clip(nearest_int(inverse[:, None] * x), -top, top - 1)  # QX_NI0, QX_NI1, QX_NI2
+        q = codes.astype(np.float32)
+        return codes, add_up(weights * x * q), add_up(weights * q * q)  # QX_SLX0, QX_SLX1; QX_SL20, QX_SL21
+
+    codes, sum_lx, sum_l2 = measure(np.float32(-top) / peak)
+    scale = np.where(sum_l2 != 0, sum_lx / sum_l2, np.float32(0))
+    best = scale * sum_lx
+    for k in range(-9, 10):
+        if k == 0:
+            continue
+        trial, sum_lx, sum_l2 = measure(-(np.float32(top) + TENTH * np.float32(k)) / peak)  # QX_ISC
+        better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
+        codes = np.where(better[:, None], trial, codes)
+        scale = np.where(better, sum_lx / sum_l2, scale)
+        best = np.where(better, scale * sum_lx, best)
+    zero = np.abs(peak) < EPSILON
+    return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes + top)
+
+
+def fit_positive(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
+    """Fit x = scale * q with q = 0..top to values meant to be positive: the sub-block scales of an imatrix.
+
+    Nine trial scales, then up to five rounds in which one code after the other moves where that helps.
+    Nothing clamps below: codes are bytes and wrap, as ggml's do.
+
+    x       : [N, n] float32
+    weights : [N, n] float32
+    return  : scale [N] float32, codes [N, n] int32 in 0..255; 0 and 0 where max x < 1e-15
+
+    Rounds: every operation, to float32.
+    Source: ggml-quants.c make_qp_quants, llama.cpp 0c1e570.
+    """
+    peak = np.zeros(len(x), np.float32)
+    for i in range(x.shape[1]):
+        peak = np.where(peak > x[:, i], peak, x[:, i])
+
+    def error(scale: Floats, codes: Codes) -> Floats:
+        off = x - scale[:, None] * codes.astype(np.float32)  # QP_DIFF0, QP_DIFF1
+        return add_up(weights * off * off)  # QP_ERR0, QP_ERR1
+
+    inverse = np.float32(top) / peak
+    best = error(np.float32(1) / inverse, nearest_int(inverse[:, None] * x) & 255)  # QP_NI0
+    for k in range(-4, 5):
+        if k == 0:
+            continue
+        trial = (TENTH * np.float32(k) + np.float32(top)) / peak  # QP_ISC
+        mse = error(np.float32(1) / trial, np.minimum(nearest_int(trial[:, None] * x), top))  # QP_NI1
+        inverse = np.where(mse < best, trial, inverse)
+        best = np.where(mse < best, mse, best)
+    codes = np.minimum(nearest_int(inverse[:, None] * x), top)  # QP_NI2
+    q = codes.astype(np.float32)
+    sum_lx, sum_l2 = add_up(weights * x * q), add_up(weights * q * q)  # QP_SLX, QP_SL2
+    codes, sum_lx, sum_l2 = _move_codes(x, weights, top, codes & 255, sum_lx, sum_l2)
+    scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
+    zero = peak < EPSILON
+    return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes)
+
+
+def _move_codes(
+    x: Floats, weights: Floats, top: int, codes: Codes, sum_lx: Floats, sum_l2: Floats
+) -> tuple[Codes, Floats, Floats]:
+    """Move single codes to where the rest wants them, while that raises sum_lx^2 / sum_l2."""
+    settled = np.zeros(len(x), np.bool_)
+    for _ in range(5):
+        moved = np.zeros(len(x), np.bool_)
+        for i in range(x.shape[1]):
+            v, w, q = x[:, i], weights[:, i], codes[:, i].astype(np.float32)
+            rest_lx = sum_lx - w * v * q  # QP_SLXSUB
+            rest_l2 = sum_l2 - w * q * q  # QP_SL2SUB
+            code = np.minimum(nearest_int(v * rest_l2 / rest_lx), top)
+            q = code.astype(np.float32)
+            new_lx = rest_lx + w * v * q  # QP_SLXADD
+            new_l2 = rest_l2 + w * q * q  # QP_SL2ADD
+            better = ~settled & (rest_lx > 0) & (rest_l2 > 0) & (code != codes[:, i])
+            better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
+            codes[:, i] = np.where(better, code & 255, codes[:, i])
+            sum_lx, sum_l2 = np.where(better, new_lx, sum_lx), np.where(better, new_l2, sum_l2)
+            moved |= better
+        settled |= ~moved
+    return codes, sum_lx, sum_l2
