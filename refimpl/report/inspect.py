@@ -47,15 +47,16 @@ def _headline(found: Inspection) -> Text:
             f"{c.bits_per_weight:.2f} bits/weight",
         )
     )
-    parts = [clean(found.model["name"] or ""), clean(found.model["architecture"] or "architecture unknown")]
+    parts = [clean(found.model["architecture"] or "architecture unknown")]
     if found.header is not None:
         h = found.header
         parts += [f"GGUF v{h['version']}", f"{h['keys']:,} keys", f"data from byte {h['data_offset']:,}"]
         parts += [f"alignment {h['alignment']:,}"]
     if len(found.parts) > 1:
         parts.append(f"{len(found.parts):,} files")
-    name = clean(found.path.rstrip("/").rsplit("/", 1)[-1])
-    return Text.assemble((name, "bold cyan"), "\n", line, "\n", (" · ".join(filter(None, parts)), "dim"))
+    file = clean(found.path.rstrip("/").rsplit("/", 1)[-1])
+    name = f"   {clean(found.model['name'])}" if found.model["name"] else ""
+    return Text.assemble((file, "bold cyan"), name, "\n", line, "\n", (" · ".join(parts), "dim"))
 
 
 def _census(c: Census) -> Table:
@@ -113,7 +114,7 @@ def _sizes(hp: Hparams) -> list[str]:
         f"{hp.n_routed_experts} experts, {hp.num_experts_per_tok} per token, {hp.n_shared_experts} shared, "
         f"width {hp.moe_intermediate_size:,} · dense {hp.intermediate_size:,}",
         f"{hp.num_attention_heads} heads of {hp.qk_nope_head_dim} + {hp.qk_rope_head_dim} rotary, "
-        f"values {hp.v_head_dim} · ranks: query {hp.q_lora_rank:,}, latent {hp.kv_lora_rank:,}",
+        f"values {hp.v_head_dim} · rank {hp.q_lora_rank:,}, latent {hp.kv_lora_rank:,}",
         f"indexer {hp.index_n_heads} heads of {hp.index_head_dim}, top {hp.index_topk:,} · "
         f"theta {hp.rope_theta:g} · eps {hp.rms_norm_eps:.3g}",
     ]
@@ -172,8 +173,8 @@ def _labels(claims: list[Claim]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for claim in claims[:SHOWN]:
         fits = ("fits", "green") if claim.fits is not None else ("does not fit", "bold red")
-        true = claim.true.values() if claim.fits is None else [claim.true[claim.fits]]
-        numbers = " or ".join(dict.fromkeys(map(count, true))) or "unknown"
+        true = sorted(claim.true.values()) if claim.fits is None else [claim.true[claim.fits]]
+        numbers = " to ".join(dict.fromkeys(map(count, true[:1] + true[-1:]))) or "unknown"
         what = {"total": "in all", "active": "active", "experts": "shared and one expert"}[claim.kind]
         where = Text(f"({clean(', '.join(claim.where))})", "dim")
         table.add_row(claim.text, Text(*fits), Text.assemble(f"{numbers} {what} ", where))

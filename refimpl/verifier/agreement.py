@@ -245,6 +245,8 @@ class _Comparison:
         router = next((name for name in self.f.tensors if name.endswith("ffn_gate_inp.weight")), None)
         latent = next((name for name in self.f.tensors if name.endswith("attn_kv_a_mqa.weight")), None)
         used, experts = self.value("expert_used_count"), self.value("expert_count")
+        if "expert_count" in self.blamed:
+            experts = None
         if used is not None and experts is not None and not 1 <= used <= experts:
             self.say(
                 "expert-used-count",
