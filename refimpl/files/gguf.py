@@ -9,6 +9,7 @@ Source: docs/gguf.md and ggml/src/gguf.cpp, llama.cpp 0c1e570.
 
 import os
 import re
+import struct
 from dataclasses import replace
 from math import prod
 
@@ -19,11 +20,11 @@ from refimpl.files.encode import header_bytes, write
 from refimpl.files.metadata import KEYS, Cursor, Metadata
 from refimpl.files.regions import check_regions
 from refimpl.files.source import LocalFile, Model, PathLike, Source, Tensor, local_files
-from refimpl.quants.formats import known
+from refimpl.quants.formats import Format, known
 
 __all__ = ["GGUFValueType", "Gguf", "Header", "header_bytes", "read_header", "write"]
 
-TENSORS = 1 << 16
+TENSORS = 1 << 15  # real files have under 3,000
 ALIGNMENT = 1 << 24
 _SHARD = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -53,11 +54,11 @@ class Header:
         self.header_bytes = cursor.position
         self.data_offset = -(-cursor.position // self.alignment) * self.alignment
         names: set[str] = set()
-        for tensor, place in relative:
-            if tensor.name in names:
-                raise cursor.fail(f"the tensor name {tensor.name!r} occurs twice", place)
-            names.add(tensor.name)
-            self.tensors.append(replace(tensor, offset=tensor.offset + self.data_offset))
+        for place, name, fmt, shape, offset, nbytes in relative:
+            if name in names:
+                raise cursor.fail(f"the tensor name {name!r} occurs twice", place)
+            names.add(name)
+            self.tensors.append(Tensor(name, fmt, shape, offset + self.data_offset, nbytes))
 
 
 def read_header(source: Source) -> Header:
@@ -106,8 +107,8 @@ def _read_alignment(source: Source, metadata: Metadata) -> int:
     return int(value)
 
 
-def _read_tensor(cursor: Cursor) -> tuple[Tensor, int]:
-    """One row of the table, its offset still relative to the data section, and where the row starts."""
+def _read_tensor(cursor: Cursor) -> tuple[int, str, Format, tuple[int, ...], int, int]:
+    """One row of the table: where it stands, name, format, shape, offset in the data section, bytes."""
     start = cursor.position
     raw = cursor.text("a tensor's name", 63)
     try:
@@ -117,17 +118,18 @@ def _read_tensor(cursor: Cursor) -> tuple[Tensor, int]:
     if not name or "\0" in name:
         raise cursor.fail("a tensor's name is empty" if not name else "a tensor's name holds a NUL", start)
     at = cursor.position
-    axes = cursor.u32(f"the number of axes of {name!r}")
+    axes = cursor.u32("a number of axes")
     if not 1 <= axes <= 4:
         raise cursor.fail(f"{name!r} has {axes:,} axes, not 1 to 4", at)
     at = cursor.position
-    shape = tuple(cursor.u64(f"the shape of {name!r}") for _ in range(axes))[::-1]
+    shape = struct.unpack(f"<{axes}Q", cursor.take(8 * axes, "a shape"))[::-1]
     if 0 in shape or prod(shape) >= 1 << 63:
         raise cursor.fail(
             f"{name!r} has shape {list(shape)}: no axis may be 0, and 2**63 weights are too many", at
         )
     at = cursor.position
-    fmt = known(cursor.u32(f"the type of {name!r}"))
+    kind, offset = struct.unpack("<IQ", cursor.take(12, "a type and an offset"))
+    fmt = known(kind)
     if fmt is None:
         raise cursor.fail(
             f"{name!r} has a type id that does not exist (or is newer than the gguf package)", at
@@ -137,11 +139,9 @@ def _read_tensor(cursor: Cursor) -> tuple[Tensor, int]:
             f"{name!r}: rows of {shape[-1]:,} weights, {fmt.name} blocks hold {fmt.weights}", at
         )
     nbytes = prod(shape) // fmt.weights * fmt.block.itemsize
-    at = cursor.position
-    offset = cursor.u64(f"the offset of {name!r}")
     if nbytes >= 1 << 63 or offset >= 1 << 63:
-        raise cursor.fail(f"{name!r}: {nbytes:,} bytes at offset {offset:,} overflow 63 bits", at)
-    return Tensor(name, fmt, shape, offset, nbytes), start
+        raise cursor.fail(f"{name!r}: {nbytes:,} bytes at offset {offset:,} overflow 63 bits", at + 4)
+    return start, name, fmt, shape, offset, nbytes
 
 
 class Gguf(Model):
@@ -187,7 +187,7 @@ class Gguf(Model):
                 if tensor.name in self.tensors:
                     other = self.parts[self.tensors[tensor.name].part]
                     raise BadFile(header.source.path, None, f"the tensor {tensor.name!r} is also in {other}")
-                self.tensors[tensor.name] = replace(tensor, part=part)
+                self.tensors[tensor.name] = replace(tensor, part=part) if part else tensor
             self.add_defects(check_regions(header))
 
     def raw_metadata(self) -> bytes:

@@ -18,8 +18,9 @@ from refimpl.files.source import Memory, Source
 
 # Limits on what a header may cost. Real ones have under 100 keys, 0.9 million strings and 25 MiB.
 HEADER_BYTES = 1 << 27
-KEYS = 1 << 16
-STRINGS = 1 << 22
+KEYS = 1 << 14
+STRINGS = 1 << 21
+ARRAYS = 1 << 16
 TEXT_BYTES = 1 << 24
 DEPTH = 8
 
@@ -41,7 +42,7 @@ class Cursor:
 
     def __init__(self, source: Source, position: int = 0) -> None:
         self.source, self.position = source, position
-        self.strings = 0
+        self.strings = self.arrays = 0
         self._base, self._window = position, b""
 
     def fail(self, defect: str, offset: int | None = None) -> BadFile:
@@ -97,7 +98,7 @@ class Cursor:
         """Step over `count` strings without decoding them."""
         self.strings += count
         if self.strings > STRINGS:
-            raise self.fail(f"{what} brings the header to {self.strings:,} elements, more than {STRINGS:,}")
+            raise self.fail(f"{what} brings the header to {self.strings:,} strings, more than {STRINGS:,}")
         unpack, left = _U64.unpack_from, count
         while left:
             self.need(8, f"the length of a string of {what}")
@@ -264,9 +265,11 @@ def _skip_array(cursor: Cursor, what: str, depth: int) -> Array:
             raise cursor.fail(f"{what} nests arrays more than {DEPTH} deep", start)
         if count * 12 > cursor.source.size - first:
             raise cursor.fail(f"{what} claims {count:,} arrays, more than the file can hold", start)
-        cursor.strings += count
-        if cursor.strings > STRINGS:
-            raise cursor.fail(f"{what} brings the header to more than {STRINGS:,} elements", start)
+        cursor.arrays += count
+        if cursor.arrays > ARRAYS:
+            raise cursor.fail(
+                f"{what} brings the header to {cursor.arrays:,} arrays, more than {ARRAYS:,}", start
+            )
         for _ in range(count):
             _skip_array(cursor, what, depth + 1)
     else:
