@@ -87,14 +87,15 @@ class Imatrix:
         entry = self._entries[name]
         values = np.empty(entry.sums.n, np.float32)
         self._source.read_into(entry.sums.offset, values.view(np.uint8))
-        if entry.counts is None:
-            if entry.calls > 0:
-                values /= np.float32(entry.calls)
-            return values
-        parts = values.reshape(len(entry.counts), -1)
-        used = entry.counts > 0
-        parts[used] /= entry.counts[used, None].astype(np.float32)
-        parts[~used] = 1
+        with np.errstate(invalid="ignore"):  # a NaN stays one; `problems` tells
+            if entry.counts is None:
+                if entry.calls > 0:
+                    values /= np.float32(entry.calls)
+                return values
+            parts = values.reshape(len(entry.counts), -1)
+            used = entry.counts > 0
+            parts[used] /= entry.counts[used, None].astype(np.float32)
+            parts[~used] = 1
         return values
 
     def get(self, name: str, n_experts: int | None = None, n: int | None = None) -> Values | None:

@@ -21,8 +21,9 @@ from refimpl.quants.formats import BF16, F16, F32, Format
 
 INDEX, CONFIG = "model.safetensors.index.json", "config.json"
 HEADER_BYTES = 1 << 25
-TENSORS = 1 << 17
+TENSORS = 1 << 16  # of one file; GLM-5.1 has 59,000 in all
 _AXES = 32
+_KEYS = {"dtype", "shape", "data_offsets"}
 
 # dtype -> (weights, bytes) of the smallest whole number of bytes
 _SIZES = {
@@ -78,7 +79,7 @@ def find_key(raw: bytes, key: str, last: bool = False) -> int:
     return max(0, raw.rfind(spelled) if last else raw.find(spelled))
 
 
-def read_header(source: Source) -> tuple[list[Tensor], dict[str, str], int]:
+def read_header(source: Source, part: int = 0) -> tuple[list[Tensor], dict[str, str], int]:
     """Tensors of one .safetensors in file order, its __metadata__, and where its data starts."""
     path = source.path
     length = int.from_bytes(source.read(0, 8), "little")
@@ -95,7 +96,7 @@ def read_header(source: Source) -> tuple[list[Tensor], dict[str, str], int]:
     tensors = []
     for name, entry in header.items():
         try:
-            tensors.append(_check_entry(name, entry, start, source.size - start))
+            tensors.append(_check_entry(name, entry, start, source.size - start, part))
         except ValueError as error:
             raise BadFile(path, 8 + find_key(raw, name), f"{name!r}: {error}") from None
     tensors.sort(key=lambda t: (t.offset, t.nbytes))
@@ -104,12 +105,12 @@ def read_header(source: Source) -> tuple[list[Tensor], dict[str, str], int]:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return type(value) is int and 0 <= value < 1 << 63  # a bool is no size
 
 
-def _check_entry(name: str, entry: object, start: int, room: int) -> Tensor:
+def _check_entry(name: str, entry: object, start: int, room: int, part: int) -> Tensor:
     """One entry of the header as a Tensor. Raises ValueError."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise ValueError("the entry is not one of dtype, shape and data_offsets")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     fmt = _FORMATS.get(dtype) if isinstance(dtype, str) else None
@@ -127,7 +128,7 @@ def _check_entry(name: str, entry: object, start: int, room: int) -> Tensor:
         raise ValueError(
             f"the shape {shape} of {dtype} does not fill a range of {end - begin:,} bytes exactly"
         )
-    return Tensor(name, fmt, tuple(shape), start + begin, end - begin)
+    return Tensor(name, fmt, tuple(shape), start + begin, end - begin, part)
 
 
 def _check_tiling(source: Source, raw: bytes, tensors: list[Tensor], start: int) -> None:
@@ -186,13 +187,13 @@ class Checkpoint(Model):
 
     def _gather(self) -> None:
         for part, source in enumerate(self.sources):
-            tensors, _, _ = read_header(source)
+            tensors, _, _ = read_header(source, part)
             _ask_library(source.path, tensors)
             for t in tensors:
                 if t.name in self.tensors:
                     other = self.parts[self.tensors[t.name].part]
                     raise BadFile(source.path, None, f"the tensor {t.name!r} is also in {other}")
-                self.tensors[t.name] = Tensor(t.name, t.format, t.shape, t.offset, t.nbytes, part)
+                self.tensors[t.name] = t
 
     def _check_index(self, index: dict[str, Any]) -> None:
         """The index and the shards must name the same tensors in the same files."""
