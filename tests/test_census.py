@@ -179,6 +179,7 @@ def test_a_size_label_of_experts_is_no_total(counted):
         "pruned-on-100B-tokens",
         "0xB-A-B-5.1BX-5B2-x12B-1.2.3B",
         "B200-fp8-e4m3",
+        "562\u212a-\u0665\u0665\u0665B",
     ],
 )
 def test_other_numbers_in_names_are_no_labels(counted, name):

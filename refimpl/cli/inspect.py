@@ -27,14 +27,13 @@ def command(
     short, overlapping, misplaced or past the end · 4 unsupported.
     """
     from refimpl.cli.main import describe_error
-    from refimpl.errors import BadFile
     from refimpl.verifier.inspection import inspect
 
     found = inspect(file, raw)
     if as_json:
         document = found.to_json()
-        for first in found.broken[:1]:
-            document["error"] = describe_error(BadFile(found.path, first.offset, first.message))
+        if found.error is not None:
+            document["error"] = describe_error(found.error)
         print(json.dumps(document, indent=1))
     else:
         from refimpl.report.inspect import print_inspection

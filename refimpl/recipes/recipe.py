@@ -28,7 +28,7 @@ FALLBACK = MappingProxyType(
     | {"iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl", "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl"}
 )
 
-_LAYER = re.compile(r"blk\.(\d{1,9})\.")
+_LAYER = re.compile(r"blk\.(\d{1,9})\.", re.ASCII)
 
 Layers = Literal["more_bits"] | tuple[range, ...]
 

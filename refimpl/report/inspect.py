@@ -197,7 +197,7 @@ def _print_raw(found: Inspection, console: Console) -> None:
     console.print()
     for entry in raw["metadata"]:
         line = Text.assemble(
-            (entry["key"], "cyan"), (f" {entry['type']}  ", "dim"), clean(_value(entry["value"]))
+            (clean(entry["key"]), "cyan"), (f" {entry['type']}  ", "dim"), clean(_value(entry["value"]))
         )
         console.print(line, soft_wrap=True)
     console.print()

@@ -17,7 +17,7 @@ from refimpl.verifier.findings import Finding
 
 ARCHITECTURE = "glm-dsa"
 MOST_NAMED = 3
-_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)")
+_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)", re.ASCII)
 
 
 @dataclass(frozen=True)

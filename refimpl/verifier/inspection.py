@@ -56,12 +56,21 @@ class Inspection:
     census: Census
     guess: Guess | None
     findings: list[Finding]
+    homes: dict[str, str]  # tensor -> the file that it is in
     raw: dict[str, Any] | None = None
 
     @property
     def broken(self) -> list[Finding]:
         """Findings that make this a bad file: a region is not whole, the hyperparameters are absurd."""
         return [f for f in self.findings if f.code in container.BROKEN or f.code == "hyperparameters"]
+
+    @property
+    def error(self) -> BadFile | None:
+        """The first defect that makes this a bad file, as an error."""
+        if not self.broken:
+            return None
+        first = self.broken[0]
+        return BadFile(self.homes.get(first.tensor or "", self.path), first.offset, first.message)
 
     @property
     def exit_code(self) -> int:
@@ -114,6 +123,7 @@ def inspect(path: str | os.PathLike[str], raw: bool = False) -> Inspection:
             census=counted,
             guess=_guess(f, hparams),
             findings=findings + counted.findings,
+            homes={name: f.parts[tensor.part] for name, tensor in f.tensors.items()},
             raw=_list(f) if raw else None,
         )
 

@@ -22,7 +22,7 @@ _LABEL = re.compile(
     r"(?:(?P<experts>\d{1,5})x|(?P<active>A))?"
     r"(?P<digits>\d{1,6}(?:\.\d{1,4})?)(?P<unit>[KMBT])"
     r"(?=A\d|(?P<after>[-_ ]?active)|(?P<tokens>[-_ ]?tok)|(?![0-9A-Za-z]))",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
