@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 
 import pytest
@@ -47,6 +48,24 @@ def write(tmp_path, text: str) -> str:
 )
 def test_recipes_weigh_what_llama_quantize_writes_at_192_experts(name, size):
     assert weigh(name) == size
+
+
+# sha256 of the sorted lines "name type" that the same dry-runs print, without and with the MTP layer
+@pytest.mark.parametrize(
+    ("name", "mtp", "digest"),
+    [
+        (STOCK, False, "baa6314c8b24766b375973c2003cee4238a245a1641e3bded8ad2cbdd5b415ba"),
+        (STOCK, True, "dafe9a90cc28f2f8c4cb18a1a99f4b19ebcc9966b69652019ee04d1a22750ebe"),
+        (PROTECTED, False, "ba27ba3bbb14cc1e3eb7fa3b8bd6e34d5395a9622e8a034abdcde84d84ee415b"),
+        (PROTECTED, True, "698b2122a0ebe94aefb5f1cfcef61e362203adc2d51d29c1a20601206281c661"),
+        (LITERAL, False, "ce205c36c819363c2652708eeb79fa27a8e06fc89c5e9aa66bd26778e75a9e5d"),
+        (LITERAL, True, "d2bbcae9188e4bb90d6366db301deb71083fd09e55e47b272ff8c0691f1776cd"),
+    ],
+)
+def test_every_tensor_gets_the_type_that_llama_quantize_gives_it(name, mtp, digest):
+    types = recipes.load(name).types(Sizes(192, int(mtp)), shapes(192, mtp))
+    lines = "".join(f"{tensor} {type}\n" for tensor, type in sorted(types.items()))
+    assert sha256(lines.encode()).hexdigest() == digest
 
 
 def test_a_file_of_all_routed_experts_in_q4_k_weighs_what_llama_quantize_writes(tmp_path):
