@@ -161,6 +161,14 @@ def test_a_checkpoint_has_the_parameters_of_its_gguf(capsys, checkpoint, tmp_pat
     assert "GLM-tiny-99M" in show(checkpoint)
 
 
+def test_a_single_safetensors_file_is_counted(capsys, checkpoint):
+    code, document = ask(capsys, checkpoint / "model.safetensors")
+    assert code == 0
+    assert document["file"]["kind"] == "safetensors"
+    assert document["census"]["tensors"] > 67
+    assert "no config.json" in show(checkpoint / "model.safetensors")
+
+
 def test_another_architecture_shows_header_and_types(capsys, tmp_path):
     keys = models.metadata(TINY) | {"general.architecture": (T.STRING, "llama")}
     path = models.write(tmp_path / "a.gguf", keys=keys)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refimpl import recipes
-from refimpl.errors import BadFile, RefimplError
+from refimpl.errors import BadFile, Unsupported
 from refimpl.files import names
 from refimpl.files import source as model_files
 from refimpl.files.gguf import Gguf
@@ -104,11 +104,13 @@ def inspect(path: str | os.PathLike[str], raw: bool = False) -> Inspection:
         findings = container.check(f)
         hparams, unknown = None, None
         try:
+            if isinstance(f, Checkpoint) and not f.config:
+                raise Unsupported("no config.json with the tensors")
             hparams = names.hparams(f)
         except BadFile as error:
             unknown = error.defect
             findings.append(Finding("hyperparameters", "error", error.defect, offset=error.offset))
-        except RefimplError as error:
+        except Unsupported as error:
             unknown = str(error).removeprefix(f"{f.path}: ")
         counted = census.census(f, hparams, os.path.basename(os.path.normpath(f.path)))
         return Inspection(
