@@ -12,9 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.quants.formats import Format, formats
+from refimpl.quants.checks import NEAREST, ROW_ERRORS, compare, nearest, scale_defects
+from refimpl.quants.formats import Format, find_codec
 
-__all__ = ["KERNELS", "NotFinite", "dequantize", "quantize"]
+__all__ = [
+    "KERNELS",
+    "NEAREST",
+    "ROW_ERRORS",
+    "NotFinite",
+    "compare",
+    "dequantize",
+    "nearest",
+    "quantize",
+    "scale_defects",
+]
 
 Array = NDArray[Any]
 
@@ -74,7 +85,7 @@ def quantize(
 
     Raises: NotFinite for NaN or infinity in x; ValueError or TypeError for shapes and types that do not fit.
     """
-    fmt = _format(fmt)
+    fmt = find_codec(fmt)
     if build not in BUILDS:
         raise ValueError(f"build {build!r} is not supported; there is {', '.join(BUILDS)}")
     _check(x, "x", np.float32, 1)
@@ -128,7 +139,7 @@ def dequantize(
 
     Raises: ValueError or TypeError for shapes and types that do not fit.
     """
-    fmt = _format(fmt)
+    fmt = find_codec(fmt)
     _check(raw, "raw", np.uint8, 1)
     if raw.shape[-1] % fmt.block.itemsize:
         raise ValueError(
@@ -163,13 +174,6 @@ def _dequantize_by_kernel(rows: Array, fmt: Format, out: Array) -> None:
         kernel(rows.view(np.uint16), out)
     else:
         import_module(KERNELS["dequantize"][fmt.name]).dequantize(rows, out)
-
-
-def _format(fmt: str | Format) -> Format:
-    name = fmt.name if isinstance(fmt, Format) else fmt
-    if name not in formats:
-        raise ValueError(f"no codec for format {name!r}; there are {', '.join(formats)}")
-    return formats[name]
 
 
 def _check(array: Any, name: str, dtype: Any, axes: int) -> None:

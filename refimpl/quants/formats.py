@@ -54,6 +54,14 @@ formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K
 by_id = MappingProxyType({f.id: f for f in formats.values()})
 
 
+def find_codec(fmt: str | Format) -> Format:
+    """The format of that name, if refimpl encodes and decodes it. Raises ValueError where it does not."""
+    name = fmt.name if isinstance(fmt, Format) else fmt
+    if name not in formats:
+        raise ValueError(f"no codec for format {name!r}; there are {', '.join(formats)}")
+    return formats[name]
+
+
 @cache
 def known(id: int) -> Format | None:
     """The format with this id, also of a type that refimpl measures but does not decode; None: no such type.

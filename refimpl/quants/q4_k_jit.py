@@ -63,14 +63,15 @@ def dequantize_block(block: Bytes, y: Floats) -> None:
 
 
 @jit
-def weigh_plain(sub: Floats, weights: Floats) -> None:
-    """Weigh a sub-block without an imatrix: its root mean square + |x|. Both [32] float32."""
-    total = ZERO
-    for i in range(SUB):
-        total += sub[i] * sub[i]  # ROW_SUMX2
-    mean = np.sqrt(total / SUB_SIZE)
-    for i in range(SUB):
-        weights[i] = mean + abs(sub[i])
+def weigh_plain(x: Floats, weights: Floats) -> None:
+    """Weigh a block without an imatrix: root mean square of the sub-block + |x|. Both [256] float32."""
+    for at in range(0, WEIGHTS, SUB):
+        total = ZERO
+        for i in range(at, at + SUB):
+            total += x[i] * x[i]  # ROW_SUMX2
+        mean = np.sqrt(total / SUB_SIZE)
+        for i in range(at, at + SUB):
+            weights[i] = mean + abs(x[i])
 
 
 @jit
@@ -121,39 +122,30 @@ def round_and_pack(x: Floats, codes: Bytes, block: Bytes) -> None:
 
 
 @jit
-def quantize_plain(x: Floats, block: Bytes, codes: Bytes) -> None:
-    """Encode one block without an imatrix. codes : [256] uint8, scratch."""
-    weights, trial = np.empty(SUB, np.float32), np.empty(SUB, np.uint8)
-    fitted, lows = np.empty(SUBS, np.float32), np.empty(SUBS, np.float32)
-    scales, mins = np.empty(SUBS, np.uint8), np.empty(SUBS, np.uint8)
-    for j in range(SUBS):
-        at, end = j * SUB, (j + 1) * SUB
-        weigh_plain(x[at:end], weights)
-        fitted[j], lows[j] = fit_scale_min(
-            x[at:end], weights, 15, PLAIN_START, PLAIN_STEP, PLAIN_STEPS, codes[at:end], trial
-        )
-    d, dmin = share_scale(fitted, scales), share_scale(lows, mins)
-    store_scales(d, dmin, scales, mins, block)
-    round_and_pack(x, codes, block)
-
-
-@jit
-def quantize_by_imatrix(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes) -> None:
-    """Encode one block with an imatrix. codes : [256] uint8, scratch."""
-    weights, trial = np.empty(WEIGHTS, np.float32), np.empty(SUB, np.uint8)
+def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, weights: Floats) -> None:
+    """Encode one block. x : [256]; imatrix : [256] or [0]: none; codes and weights [256] are scratch."""
+    trial = np.empty(SUB, np.uint8)
     fitted, lows, sums = np.empty(SUBS, np.float32), np.empty(SUBS, np.float32), np.empty(SUBS, np.float32)
     scales, mins = np.empty(SUBS, np.uint8), np.empty(SUBS, np.uint8)
-    weigh_by_imatrix(x, imatrix, weights)
+    weighted = imatrix.size > 0
+    if weighted:
+        weigh_by_imatrix(x, imatrix, weights)
+        start, step, steps = IMATRIX_START, IMATRIX_STEP, IMATRIX_STEPS
+    else:
+        weigh_plain(x, weights)
+        start, step, steps = PLAIN_START, PLAIN_STEP, PLAIN_STEPS
     for j in range(SUBS):
         at, end = j * SUB, (j + 1) * SUB
-        total = ZERO
+        sums[j] = ZERO
         for i in range(at, end):
-            total += weights[i]
-        sums[j] = total
+            sums[j] += weights[i]
         fitted[j], lows[j] = fit_scale_min(
-            x[at:end], weights[at:end], 15, IMATRIX_START, IMATRIX_STEP, IMATRIX_STEPS, codes[at:end], trial
+            x[at:end], weights[at:end], 15, start, step, steps, codes[at:end], trial
         )
-    d, dmin = fit_positive(fitted, sums, 63, scales), fit_positive(lows, sums, 63, mins)
+    if weighted:
+        d, dmin = fit_positive(fitted, sums, 63, scales), fit_positive(lows, sums, 63, mins)
+    else:
+        d, dmin = share_scale(fitted, scales), share_scale(lows, mins)
     store_scales(d, dmin, scales, mins, block)
     round_and_pack(x, codes, block)
 
@@ -175,12 +167,11 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
     out     : [R, n/256*144] uint8, written
     """
-    codes = np.empty(WEIGHTS, np.uint8)
+    codes, weights = np.empty(WEIGHTS, np.uint8), np.empty(WEIGHTS, np.float32)
+    importance = np.empty(0, np.float32)
     for r in range(x.shape[0]):
         for b in range(x.shape[1] // WEIGHTS):
             at, end = b * WEIGHTS, (b + 1) * WEIGHTS
-            block = out[r, b * BYTES : (b + 1) * BYTES]
             if imatrix.shape[0] > 0:
-                quantize_by_imatrix(x[r, at:end], imatrix[r // rows_per_expert, at:end], block, codes)
-            else:
-                quantize_plain(x[r, at:end], block, codes)
+                importance = imatrix[r // rows_per_expert, at:end]
+            quantize_block(x[r, at:end], importance, out[r, b * BYTES : (b + 1) * BYTES], codes, weights)

@@ -88,7 +88,8 @@ def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, scale
             size = abs(scales[j])
             peak = scales[j]
     if size < EPSILON:
-        block[:] = 0
+        for i in range(BYTES):
+            block[i] = 0
         return
     inverse = PEAK / peak
     half = encode_half(ONE / inverse)
@@ -122,11 +123,10 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out     : [R, n/256*210] uint8, written
     """
     codes, scales = np.empty(WEIGHTS, np.uint8), np.empty(SUBS, np.float32)
-    nothing = np.empty(0, np.float32)
+    importance = np.empty(0, np.float32)
     for r in range(x.shape[0]):
         for b in range(x.shape[1] // WEIGHTS):
             at, end = b * WEIGHTS, (b + 1) * WEIGHTS
-            weights = nothing
             if imatrix.shape[0] > 0:
-                weights = imatrix[r // rows_per_expert, at:end]
-            quantize_block(x[r, at:end], weights, out[r, b * BYTES : (b + 1) * BYTES], codes, scales)
+                importance = imatrix[r // rows_per_expert, at:end]
+            quantize_block(x[r, at:end], importance, out[r, b * BYTES : (b + 1) * BYTES], codes, scales)

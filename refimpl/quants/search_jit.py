@@ -46,7 +46,8 @@ def fit_scale_min(
     if low > ZERO:
         low = ZERO
     if high == low:
-        codes[:] = 0
+        for i in range(x.size):
+            codes[i] = 0
         return ZERO, -low
     inverse = np.float32(top) / (high - low)
     scale = ONE / inverse
@@ -72,7 +73,8 @@ def fit_scale_min(
             new_scale, new_low = sum_xl / sum_l2, ZERO
         error = measure_error(x, weights, new_scale, new_low, trial)  # QK_DIFF1, QK_ERR1
         if error < best:
-            codes[:] = trial
+            for i in range(x.size):
+                codes[i] = trial[i]
             best, scale, low = error, new_scale, new_low
     return scale, -low
 
@@ -119,7 +121,8 @@ def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
     """
     peak = find_peak(x)
     if abs(peak) < EPSILON:
-        codes[:] = 0
+        for i in range(x.size):
+            codes[i] = 0
         return ZERO
     chosen = np.float32(-top) / peak
     sum_lx, sum_l2 = sum_products(x, weights, top, chosen)
@@ -154,7 +157,8 @@ def fit_positive(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
         if not peak > x[i]:
             peak = x[i]
     if peak < EPSILON:
-        codes[:] = 0
+        for i in range(x.size):
+            codes[i] = 0
         return ZERO
     inverse = np.float32(top) / peak
     scale, best = ONE / inverse, ZERO

@@ -1,0 +1,145 @@
+"""Decode and compare in one pass, block by block in L1: the twin of deviation.py.
+
+The source comes as bf16 bits or as float32: two arrays of which one is [0, 0].
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits_jit import decode_bf16
+from refimpl.arith.jit import jit
+from refimpl.quants import q4_k_jit, q5_0_jit, q6_k_jit, q8_0_jit
+from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint16]
+Integers = NDArray[np.int32]
+
+LANES = 32
+Q8_0_ID, Q5_0_ID, Q4_K_ID, Q6_K_ID = Q8_0.id, Q5_0.id, Q4_K.id, Q6_K.id
+MOST = 256  # weights of a block, at most
+ZERO = np.float32(0)
+
+
+@jit
+def decode_block(id: int, block: Bytes, codes: Bytes, y: Floats) -> None:
+    """Decode one block of the format with this id. codes : [256] uint8, scratch; y : [weights], written."""
+    if id == Q8_0_ID:
+        q8_0_jit.dequantize_block(block, y)
+    elif id == Q5_0_ID:
+        q5_0_jit.dequantize_block(block, codes, y)
+    elif id == Q4_K_ID:
+        q4_k_jit.dequantize_block(block, y)
+    elif id == Q6_K_ID:
+        q6_k_jit.dequantize_block(block, codes, y)
+
+
+@jit
+def load_source(bits: Words, values: Floats, r: int, at: int, s: Floats) -> None:
+    """Fill s with the source's weights from column `at` of row r."""
+    if bits.size > 0:
+        for i in range(s.size):
+            s[i] = decode_bf16(bits[r, at + i])
+    else:
+        for i in range(s.size):
+            s[i] = values[r, at + i]
+
+
+@jit
+def fold(lanes: Doubles) -> Any:
+    """Add 32 lanes by halves; lanes is used up."""
+    half = LANES // 2
+    while half > 0:
+        for k in range(half):
+            lanes[k] += lanes[k + half]
+        half //= 2
+    return lanes[0]
+
+
+@jit
+def measure(y: Floats, s: Floats, lanes: Doubles) -> Any:
+    """Compare one block. y, s : [n] float32; lanes : [2, 32] float64, scratch; return : sse, ssx, max|d|."""
+    errors, squares = lanes[0], lanes[1]
+    for k in range(LANES):
+        errors[k] = squares[k] = 0.0
+    largest = ZERO
+    for start in range(0, y.size, LANES):
+        for k in range(min(LANES, y.size - start)):
+            d = y[start + k] - s[start + k]
+            largest = max(largest, abs(d))
+            errors[k] += np.float64(d) * np.float64(d)
+            squares[k] += np.float64(s[start + k]) * np.float64(s[start + k])
+    return fold(errors), fold(squares), largest
+
+
+@jit
+def add_block(
+    sse: Any, ssx: Any, largest: Any, r: int, b: int, sums: Doubles, max_abs: Floats, worst: Any
+) -> None:
+    """Add block b to the sums of row r; a NaN counts as larger than any number."""
+    sums[r, 0] += sse
+    sums[r, 1] += ssx
+    max_abs[r] = max(max_abs[r], largest)
+    if b == 0 or sse > sums[r, 2] or (sse != sse and sums[r, 2] == sums[r, 2]):
+        sums[r, 2] = sse
+        worst[r] = b
+
+
+@jit
+def compare(
+    raw: Bytes,
+    id: int,
+    weights: int,
+    bits: Words,
+    values: Floats,
+    sse: Doubles,
+    sums: Doubles,
+    max_abs: Floats,
+    worst: Integers,
+) -> None:
+    """Compare rows of blocks with their source.
+
+    raw     : [R, bytes] uint8; id and weights are the format's
+    bits    : [R, n] uint16, the source in bf16, or [0, 0]
+    values  : [R, n] float32, the source in float32, or [0, 0]
+    sse     : [R, NB] float64 or [0, 0], written: sum of d^2 of each block
+    sums    : [R, 3] float64, max_abs : [R] float32, worst : [R] int32, all written: see deviation.summarize
+    """
+    y, s, codes = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.uint8)
+    lanes = np.empty((2, LANES), np.float64)
+    blocks = max(bits.shape[1], values.shape[1]) // weights
+    size = raw.shape[1] // blocks
+    for r in range(raw.shape[0]):
+        sums[r, 0], sums[r, 1], max_abs[r] = 0.0, 0.0, ZERO
+        for b in range(blocks):
+            decode_block(id, raw[r, b * size : (b + 1) * size], codes, y[:weights])
+            load_source(bits, values, r, b * weights, s[:weights])
+            error, square, largest = measure(y[:weights], s[:weights], lanes)
+            if sse.size > 0:
+                sse[r, b] = error
+            add_block(error, square, largest, r, b, sums, max_abs, worst)
+        if sums[r, 0] != sums[r, 0]:
+            max_abs[r] = np.nan
+
+
+@jit
+def compare_values(
+    y: Floats, bits: Words, values: Floats, sse: Doubles, sums: Doubles, max_abs: Floats, worst: Integers
+) -> None:
+    """Compare decoded rows of single weights with their source. y : [R, n] float32; the rest as above."""
+    s = np.empty(1, np.float32)
+    for r in range(y.shape[0]):
+        sums[r, 0], sums[r, 1], max_abs[r] = 0.0, 0.0, ZERO
+        for b in range(y.shape[1]):
+            load_source(bits, values, r, b, s)
+            d = y[r, b] - s[0]
+            error, square = np.float64(d) * np.float64(d), np.float64(s[0]) * np.float64(s[0])
+            if sse.size > 0:
+                sse[r, b] = error
+            add_block(error, square, abs(d), r, b, sums, max_abs, worst)
+        if sums[r, 0] != sums[r, 0]:
+            max_abs[r] = np.nan

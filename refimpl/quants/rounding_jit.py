@@ -1,0 +1,128 @@
+"""Count codes that are not the encoder's under the stored scales: the twin of rounding.py."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits_jit import decode_half
+from refimpl.arith.jit import jit
+from refimpl.quants import q4_k_jit, q5_0_jit, q6_k_jit, q8_0_jit
+from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.quants.search_jit import TENTH, ZERO, find_peak, round_code
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+Q8_0_ID, Q5_0_ID, Q4_K_ID, Q6_K_ID = Q8_0.id, Q5_0.id, Q4_K.id, Q6_K.id
+QS4, QS8 = Q4_K.offset("qs"), Q8_0.offset("qs")
+SIXTEEN = np.float32(16)
+
+
+@jit
+def check_q8_0(block: Bytes, x: Floats) -> Any:
+    """Check one block. block : [34] uint8; x : [32] float32; return : codes off, largest distance."""
+    off, far = 0, 0
+    _, inverse = q8_0_jit.choose_step(x)
+    for i in range(x.size):
+        stored, code = int(block[QS8 + i]), q8_0_jit.round_code(x[i], inverse)
+        distance = abs(stored - (stored & 128) * 2 - (code - (code & 128) * 2))
+        off += distance != 0
+        far = max(far, distance)
+    return off, far
+
+
+@jit
+def check_q4_k(block: Bytes, x: Floats) -> Any:
+    """Check one block. block : [144] uint8; x : [256] float32; return : codes off, largest distance."""
+    off, far = 0, 0
+    for j in range(q4_k_jit.SUBS):
+        step, offset = q4_k_jit.scale_sub(block, j)
+        if step == ZERO:
+            continue
+        for i in range(q4_k_jit.SUB):
+            code = round_code((x[j * q4_k_jit.SUB + i] + offset) / step, 0, 15)
+            stored = int(block[QS4 + j // 2 * q4_k_jit.SUB + i]) >> j % 2 * 4 & 15
+            distance = abs(stored - code)
+            off += distance != 0
+            far = max(far, distance)
+    return off, far
+
+
+@jit
+def check_q6_k(block: Bytes, x: Floats, codes: Bytes) -> Any:
+    """Check one block. block : [210] uint8; x : [256] float32; return : codes off, largest distance."""
+    off, far = 0, 0
+    q6_k_jit.unpack_codes(block, codes)
+    for j in range(q6_k_jit.SUBS):
+        step = q6_k_jit.scale_sub(block, j)
+        if step == ZERO:
+            continue
+        for i in range(j * q6_k_jit.SUB, (j + 1) * q6_k_jit.SUB):
+            distance = abs(int(codes[i]) - round_code(x[i] / step, -32, 31) - 32)
+            off += distance != 0
+            far = max(far, distance)
+    return off, far
+
+
+@jit
+def count_apart(stored: Bytes, codes: Bytes) -> Any:
+    """Compare the 32 codes of a Q5_0 block; return : codes off, largest distance."""
+    off, far = 0, 0
+    for i in range(q5_0_jit.WEIGHTS):
+        distance = abs(int(np.int64(stored[i]) - np.int64(codes[i])))  # bytes alone would wrap
+        off += distance != 0
+        far = max(far, distance)
+    return off, far
+
+
+@jit
+def check_q5_0(block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
+    """Check one block against the plain rule and 19 trial scales: fewest off, then least far, counts."""
+    if decode_half(int(block[0]) | int(block[1]) << 8) == ZERO:
+        return 0, 0
+    q5_0_jit.unpack_codes(block, stored)
+    q5_0_jit.round_plain(x, codes)
+    peak = find_peak(x)
+    off, far = count_apart(stored, codes)
+    for k in range(-9, 10):
+        if off == 0:
+            break
+        inverse = -(SIXTEEN + TENTH * np.float32(k)) / peak
+        for i in range(q5_0_jit.WEIGHTS):
+            codes[i] = round_code(inverse * x[i], -16, 15) + 16
+        new_off, new_far = count_apart(stored, codes)
+        if new_off < off or (new_off == off and new_far < far):
+            off, far = new_off, new_far
+    return off, far
+
+
+@jit
+def check_block(id: int, block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
+    """Check one block of the format with this id. stored, codes : [256] uint8, scratch."""
+    if id == Q8_0_ID:
+        return check_q8_0(block, x)
+    if id == Q5_0_ID:
+        return check_q5_0(block, x, stored[: x.size], codes[: x.size])
+    if id == Q4_K_ID:
+        return check_q4_k(block, x)
+    return check_q6_k(block, x, codes)
+
+
+@jit
+def nearest(raw: Bytes, id: int, weights: int, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count, in every block, the codes that are not the encoder's under the stored scales.
+
+    raw : [R, bytes] uint8; id and weights are the format's
+    x   : [R, n] float32, finite
+    off : [R, NB] uint16, written: how many
+    far : [R, NB] uint8, written: the largest distance in code steps
+    """
+    stored, codes = np.empty(256, np.uint8), np.empty(256, np.uint8)
+    blocks = x.shape[1] // weights
+    size = raw.shape[1] // blocks
+    for r in range(x.shape[0]):
+        for b in range(blocks):
+            group = x[r, b * weights : (b + 1) * weights]
+            count, distance = check_block(id, raw[r, b * size : (b + 1) * size], group, stored, codes)
+            off[r, b], far[r, b] = count, distance
