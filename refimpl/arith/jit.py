@@ -1,4 +1,4 @@
-"""The one kernel decorator. This file and simd.py are the only ones that import numba or llvmlite.
+"""The one kernel decorator. Only this file and simd*.py beside it import numba or llvmlite.
 
 Every kernel compiles with the same options: IEEE arithmetic as written (no fastmath, so LLVM never fuses
 `a*b + c`), NumPy's division semantics, no GIL, and a disk cache. Numba keys its cache by the mtime of the

@@ -36,16 +36,16 @@ FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
 KERNELS = MappingProxyType(
     {
         "quantize": {
-            "q8_0": "refimpl.quants.q8_0_jit",
-            "q5_0": "refimpl.quants.q5_0_jit",
-            "q4_k": "refimpl.quants.q4_k_jit",
-            "q6_k": "refimpl.quants.q6_k_jit",
+            "q8_0": "refimpl.quants.q8_0_simd",
+            "q5_0": "refimpl.quants.q5_0_simd",
+            "q4_k": "refimpl.quants.q4_k_simd",
+            "q6_k": "refimpl.quants.q6_k_simd",
         },
         "dequantize": {
-            "q8_0": "refimpl.quants.q8_0_jit",
-            "q5_0": "refimpl.quants.q5_0_jit",
-            "q4_k": "refimpl.quants.q4_k_jit",
-            "q6_k": "refimpl.quants.q6_k_jit",
+            "q8_0": "refimpl.quants.q8_0_simd",
+            "q5_0": "refimpl.quants.q5_0_simd",
+            "q4_k": "refimpl.quants.q4_k_simd",
+            "q6_k": "refimpl.quants.q6_k_simd",
         },
     }
 )

@@ -1,0 +1,209 @@
+"""Lanes of SIMD vectors: convert, reinterpret, permute, take apart; and IEEE half precision."""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.codegen import get_host_cpu_features
+from numba.core.errors import TypingError
+
+from refimpl.arith.simd import I1, I32, I64, Lanes, Vector, element, inlined, minimum, primitive, select
+
+
+@primitive
+def convert(tc: Any, x: Any, to: Any) -> Any:
+    """convert(v, np.int32): each lane's value in another type; float to integer truncates."""
+    vector = Vector(element(to), x.n)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if x.is_float and vector.is_float:
+            wider = vector.llvm.element is ir.DoubleType()
+            return (builder.fpext if wider else builder.fptrunc)(args[0], vector.llvm)
+        if x.is_float:
+            return (builder.fptosi if vector.is_signed else builder.fptoui)(args[0], vector.llvm)
+        if vector.is_float:
+            return (builder.sitofp if x.is_signed else builder.uitofp)(args[0], vector.llvm)
+        if vector.llvm.element.width <= x.llvm.element.width:
+            return builder.trunc(args[0], vector.llvm)
+        return (builder.sext if x.is_signed else builder.zext)(args[0], vector.llvm)
+
+    return vector(x, to), emit
+
+
+@primitive
+def reinterpret(tc: Any, x: Any, to: Any) -> Any:
+    """reinterpret(v, np.uint8): the same bits as lanes of another type, as many as fit."""
+    bits = x.n * (1 if x.elt == types.boolean else x.elt.bitwidth)
+    vector = Vector(element(to), bits // element(to).bitwidth)
+    return vector(x, to), lambda context, builder, sig, args: builder.bitcast(args[0], vector.llvm)
+
+
+@primitive
+def as_float32(tc: Any, x: Any) -> Any:
+    """float32 lanes as they are; uint16 lanes as the bfloat16 numbers whose bits they are."""
+    vector = Vector(types.float32, x.n)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if x == vector:
+            return args[0]
+        words = ir.VectorType(I32, x.n)
+        moved = builder.shl(builder.zext(args[0], words), ir.Constant(words, [16] * x.n))
+        return builder.bitcast(moved, vector.llvm)
+
+    if x != vector and x != Vector(types.uint16, x.n):
+        raise TypingError(f"as_float32() takes float32 or bfloat16 bits, not {x}")
+    return vector(x), emit
+
+
+def shuffle(builder: Any, x: Any, y: Any, lanes: Sequence[int]) -> Any:
+    """LLVM's shufflevector: lanes count through x, then on through y."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def permutation(lanes: Sequence[int]) -> Any:
+    """A kernel function v -> w with w[k] = v[lanes[k]]. Called at module level: the lanes are compiled in."""
+
+    def permute(tc: Any, x: Any) -> Any:
+        vector = Vector(x.elt, len(lanes))
+        return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], args[0], lanes)
+
+    return primitive(permute)
+
+
+def constants(dtype: str, values: Sequence[float]) -> Any:
+    """A kernel function () -> a vector of these values, dtype named as in Numba ("float32")."""
+    vector = Vector(getattr(types, dtype), len(values))
+
+    def constant(tc: Any) -> Any:
+        return vector(), lambda context, builder, sig, args: ir.Constant(vector.llvm, list(values))
+
+    return primitive(constant)
+
+
+@primitive
+def join(tc: Any, x: Any, y: Any) -> Any:
+    """Twice the lanes: those of x, then those of y."""
+    vector = Vector(x.elt, 2 * x.n)
+    return vector(x, y), lambda context, builder, sig, args: shuffle(
+        builder, args[0], args[1], range(2 * x.n)
+    )
+
+
+@primitive
+def low_half(tc: Any, x: Any) -> Any:
+    """The first half of the lanes."""
+    vector = Vector(x.elt, x.n // 2)
+    return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], args[0], range(x.n // 2))
+
+
+@primitive
+def high_half(tc: Any, x: Any) -> Any:
+    """The second half of the lanes."""
+    vector = Vector(x.elt, x.n // 2)
+    return vector(x), lambda context, builder, sig, args: shuffle(
+        builder, args[0], args[0], range(x.n // 2, x.n)
+    )
+
+
+@primitive
+def first(tc: Any, x: Any) -> Any:
+    """Lane 0 as a scalar."""
+    return x.elt(x), lambda context, builder, sig, args: builder.extract_element(args[0], ir.Constant(I32, 0))
+
+
+@primitive
+def mask_bits(tc: Any, mask: Any) -> Any:
+    """A mask of up to 64 lanes as uint64: bit k is lane k."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(mask.n))
+        return bits if mask.n == 64 else builder.zext(bits, I64)
+
+    return types.uint64(mask), emit
+
+
+@primitive
+def lowest_lane(tc: Any, bits: Any) -> Any:
+    """The first lane that is set in mask_bits(); 64 where none is."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(I1, 0))
+
+    return types.int64(types.uint64), emit
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def converts_halves() -> bool:
+    """Does the target CPU convert float16 itself? (Elsewhere LLVM would call a library that is not there.)"""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return True
+    given = numba.config.CPU_FEATURES
+    return "+f16c" in (get_host_cpu_features() if given is None else given)
+
+
+@primitive
+def widen_half(tc: Any, halves: Any) -> Any:
+    """float16 bits to float32, by the CPU."""
+    vector = Vector(types.float32, halves.n)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.VectorType(ir.HalfType(), halves.n)), vector.llvm)
+
+    return vector(halves), emit
+
+
+@primitive
+def narrow_half(tc: Any, floats: Any) -> Any:
+    """float32 to float16 bits, by the CPU: to nearest, ties to even."""
+    vector = Vector(types.uint16, floats.n)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.VectorType(ir.HalfType(), floats.n)), vector.llvm)
+
+    return vector(floats), emit
+
+
+@inlined
+def widen_half_by_bits(halves: Lanes) -> Lanes:
+    """float16 bits to float32: exact. The exponent's bias grows by 112; subnormals are mantissa * 2^-24."""
+    h = convert(halves, np.uint32)
+    moved = (h & np.uint32(0x7FFF)) << np.uint32(13)
+    exponent = h & np.uint32(0x7C00)
+    normal = reinterpret(moved + np.uint32(112 << 23), np.float32)
+    special = reinterpret(moved + np.uint32(224 << 23), np.float32)  # infinity and NaN: all exponent bits set
+    tiny = convert(h & np.uint32(0x3FF), np.float32) * np.float32(2.0**-24)
+    finite = select(exponent == np.uint32(0), tiny, normal)
+    value = select(exponent == np.uint32(0x7C00), special, finite)
+    sign = (h & np.uint32(0x8000)) << np.uint32(16)
+    return reinterpret(reinterpret(value, np.uint32) | sign, np.float32)
+
+
+@inlined
+def narrow_half_by_bits(floats: Lanes) -> Lanes:
+    """float32 to float16 bits: to nearest, ties to even; a NaN keeps its sign alone.
+
+    Normal results round by integer addition at bit 13, which carries into the exponent as it should.
+    Subnormal ones are counted in units of 2^-24, the last place of 0.5f: the addition |x| + 0.5f rounds them.
+    """
+    bits = reinterpret(floats, np.uint32)
+    size = bits & np.uint32(0x7FFFFFFF)
+    odd = (size >> np.uint32(13)) & np.uint32(1)
+    normal = ((size + np.uint32(0xFFF) + odd) >> np.uint32(13)) - np.uint32(112 << 10)
+    counted = reinterpret(size, np.float32) + np.float32(0.5)
+    tiny = reinterpret(counted, np.uint32) - np.uint32(0x3F000000)
+    half = select(size < np.uint32(0x38800000), tiny, normal)
+    half = minimum(half, np.uint32(0x7C00))  # what is too large becomes infinity
+    half = select(size > np.uint32(0x7F800000), np.uint32(0x7E00), half)  # NaN
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    return convert(half | sign, np.uint16)
+
+
+HARDWARE = converts_halves()
+decode_half = widen_half if HARDWARE else widen_half_by_bits
+encode_half = narrow_half if HARDWARE else narrow_half_by_bits

@@ -1,0 +1,165 @@
+"""Q5_0 on explicit vectors: the bytes of q5_0_jit for every input.
+
+Without an imatrix one block of 32 is one vector. With one, 64 blocks go through the search of scale_simd.py
+together; fewer blocks than that are left to q5_0_jit.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select, sqrt
+from refimpl.arith.simd_lanes import (
+    constants,
+    convert,
+    decode_half,
+    encode_half,
+    first,
+    high_half,
+    join,
+    low_half,
+    lowest_lane,
+    mask_bits,
+    reinterpret,
+)
+from refimpl.arith.simd_memory import get, load, peek, poke, prefetch, put, stack, store, transpose16
+from refimpl.quants import q5_0_jit
+from refimpl.quants.formats import Q5_0
+from refimpl.quants.scale_simd import BOTH, LANES, TILES, ScaleSearch, allocate, search
+from refimpl.quants.search_simd import ZERO, find_largest, gather, nearest
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+BYTES = Q5_0.block.itemsize
+QH, QS = Q5_0.offset("qh"), Q5_0.offset("qs")
+BITS = constants("uint32", [1 << k for k in range(32)])
+
+
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode rows of weights: the bytes of q5_0_jit.quantize.
+
+    x       : [R, n] float32, finite
+    imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
+    out     : [R, n/32*22] uint8, written
+    """
+    if not len(imatrix):
+        encode_plain(x, out)
+    elif x.size // 32 < BOTH:
+        q5_0_jit.quantize(x, imatrix, rows_per_expert, out)
+    else:
+        encode_weighted(x, imatrix, rows_per_expert, out)
+
+
+@jit
+def encode_plain(x: Floats, out: Bytes) -> None:
+    """code = trunc(x/d + 16.5), d = peak/-16, peak the first of the weights that are largest in size."""
+    for block in range(out.size // BYTES):
+        v = load(x, block * 32, 32)
+        size = absolute(v)
+        top = first(find_largest(size))
+        peak = get(x, block * 32 + lowest_lane(mask_bits(size == top))) if top > ZERO else ZERO  # never -0
+        d = fill(peak / np.float32(-16), 1)
+        inverse = select(d != ZERO, np.float32(1) / d, ZERO)
+        raised = v * first(inverse) + np.float32(16.5)
+        # 1/d is infinite for subnormal d: C then converts ±infinity or NaN, on x86 to 0 in the lowest byte
+        raised = select(absolute(raised) < np.float32(128), raised, ZERO)
+        write(out, block, d, minimum(convert(raised, np.int32), np.int32(31)))
+
+
+@inlined
+def write(out: Bytes, block: int, d: Lanes, codes: Lanes) -> None:
+    """A block's bytes from its scale, float32 [1], and codes, int32 [32] from 0 to 31."""
+    low = convert(codes & np.int32(15), np.uint8)
+    store(out, block * BYTES, reinterpret(encode_half(d), np.uint8))
+    poke(out, block * BYTES + QH, np.uint32(mask_bits(codes > np.int32(15))))
+    store(out, block * BYTES + QS, low_half(low) | (high_half(low) << np.uint8(4)))
+
+
+@jit
+def encode_weighted(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode 64 or more blocks, 64 at a time; where the last 64 are not whole, they reach back."""
+    s = allocate()
+    wanted = stack(np.float32, TILES)
+    squares = np.empty(len(x), np.float32)
+    mean_squares(x, squares)
+    blocks, per_row = out.size // BYTES, x.shape[1] // 32
+    for start in range(0, blocks, BOTH):
+        block = min(start, blocks - BOTH)
+        gather(imatrix, rows_per_expert, per_row, block, BOTH, 32, wanted)
+        lay_out(x, block * 32, s.values)
+        lay_out(wanted, 0, s.importance)
+        for lane in range(BOTH):
+            put(s.peak, lane, squares[(block + lane) // per_row])
+        for i in range(0, TILES, LANES):
+            v = load(s.values, i, LANES)
+            square = load(s.peak, i // (LANES * 32) * LANES, LANES)
+            store(s.importance, i, load(s.importance, i, LANES) * sqrt(square + v * v))
+        search(s, 32, 16)
+        for lane in range(BOTH):
+            write_searched(x, block + lane, s, lane, out)
+
+
+@inlined
+def lay_out(x: Floats, at: int, tiles: Scratch) -> None:
+    """tiles[group, i, lane] = x[at + 32*(32*group + lane) + i]"""
+    for lane in range(0, BOTH, 16):
+        corner = lane // LANES * 32 * LANES + lane % LANES
+        transpose16(x, at + 32 * lane, 32, tiles, corner, LANES)
+        transpose16(x, at + 32 * lane + 16, 32, tiles, corner + 16 * LANES, LANES)
+
+
+@inlined
+def write_searched(x: Floats, block: int, s: ScaleSearch, lane: int, out: Bytes) -> None:
+    """The codes of the best trial: nearest(inverse*x) + 16, or 0 for a block of (nearly) zeros."""
+    inverse = get(s.inverse, lane)
+    codes = minimum(maximum(nearest(inverse * load(x, block * 32, 32)), np.int32(-16)), np.int32(15))
+    if inverse == ZERO:
+        codes = fill(np.int32(-16), 32)
+    write(out, block, load(s.scale, lane, 1), codes + np.int32(16))
+
+
+@inlined
+def mean_squares(x: Floats, out: Floats) -> None:
+    """out[r] = Σx[r]²/n, each row added in order, 16 rows side by side where there are as many."""
+    rows, n = x.shape
+    tile = stack(np.float32, 256)
+    for start in range(0, rows, 16):
+        row = min(start, max(rows - 16, 0))
+        total = fill(ZERO, 16)
+        if rows >= 16:
+            for i in range(0, n, 16):
+                transpose16(x, row * n + i, n, tile, 0, 16)
+                for k in range(0, 256, 16):
+                    v = load(tile, k, 16)
+                    total += v * v
+            store(out, row, total / np.float32(n))
+        else:
+            for r in range(rows):
+                out[r] = mean_square(x, r)
+
+
+@inlined
+def mean_square(x: Floats, row: int) -> np.float32:
+    """Σx²/n of one row."""
+    total = ZERO
+    for i in range(x.shape[1]):
+        total += x[row, i] * x[row, i]
+    return total / np.float32(x.shape[1])
+
+
+@jit
+def dequantize(raw: Bytes, out: Floats) -> None:
+    """Decode rows: raw [R, n/32*22] uint8 -> out [R, n] float32.
+
+    w = (code - 16)*d; bit k of qh is the fifth bit of code k
+    """
+    for block in range(raw.size // BYTES):
+        at = block * BYTES
+        prefetch(raw, at + 4096)
+        d = first(decode_half(reinterpret(load(raw, at, 2), np.uint16)))
+        q = load(raw, at + QS, 16)
+        low = convert(join(q & np.uint8(15), q >> np.uint8(4)), np.int32)
+        fifth = (fill(peek(raw, at + QH, np.uint32), 32) & BITS()) != np.uint32(0)
+        codes = select(fifth, low, low - np.int32(16))
+        store(out, block * 32, convert(codes, np.float32) * d)

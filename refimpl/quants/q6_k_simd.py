@@ -1,0 +1,175 @@
+"""Q6_K on explicit vectors: the bytes of q6_k_jit, an order of magnitude faster.
+
+4 blocks of 256 go through the search of scale_simd.py together. A block with a zero scale beside others that
+are not (ggml then keeps the codes of the search) is flagged and redone by q6_k_jit: degenerate data only.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum
+from refimpl.arith.simd_lanes import (
+    convert,
+    decode_half,
+    encode_half,
+    first,
+    high_half,
+    join,
+    low_half,
+    lowest_lane,
+    mask_bits,
+    permutation,
+    reinterpret,
+)
+from refimpl.arith.simd_memory import get, load, prefetch, put, stack, store, transpose16
+from refimpl.quants import fallback_simd, q6_k_jit
+from refimpl.quants.formats import Q6_K
+from refimpl.quants.scale_simd import BOTH, LANES, allocate, search
+from refimpl.quants.search_simd import TINY, ZERO, gather, nearest
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+BYTES = Q6_K.block.itemsize
+TOGETHER = 4  # blocks encoded together
+CHUNK = 1024  # their weights
+QH, SCALES, D = Q6_K.offset("qh"), Q6_K.offset("scales"), Q6_K.offset("d")
+ROTATE_8, ROTATE_4, ROTATE_2, ROTATE_1 = [
+    permutation([(k + by) % 16 for k in range(16)]) for by in (8, 4, 2, 1)
+]
+
+
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode rows of weights: the bytes of q6_k_jit.quantize.
+
+    x       : [R, n] float32, finite
+    imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
+    out     : [R, n/256*210] uint8, written
+    """
+    fallback_simd.encode(Q6_K, TOGETHER, encode, q6_k_jit.quantize, x, imatrix, rows_per_expert, out)
+
+
+@jit
+def encode(
+    x: Floats,
+    imatrix: Floats,
+    rows_per_expert: int,
+    out: Bytes,
+    redo: NDArray[np.bool_],
+) -> None:
+    """Encode 4 or more blocks, 4 at a time; where the last 4 are not whole, they reach back."""
+    s = allocate()
+    wanted, steps = stack(np.float32, CHUNK), stack(np.float32, 16)
+    blocks, per_row = redo.size, x.shape[1] // 256
+    for start in range(0, blocks, TOGETHER):
+        block = min(start, blocks - TOGETHER)
+        lay_out(x, block * 256, s.values)
+        if len(imatrix):
+            gather(imatrix, rows_per_expert, per_row, block, TOGETHER, 256, wanted)
+            lay_out(wanted, 0, s.importance)
+        else:
+            for i in range(0, CHUNK, LANES):
+                v = load(s.values, i, LANES)
+                store(s.importance, i, v * v)
+        search(s, 16, 32)
+        for k in range(TOGETHER):
+            redo[block + k] = write_block(x, block + k, s.scale, 16 * k, steps, out)
+
+
+@inlined
+def lay_out(x: Floats, at: int, tiles: Scratch) -> None:
+    """tiles[group, i, lane] = x[at + 16*(32*group + lane) + i]"""
+    for lane in range(0, BOTH, 16):
+        transpose16(x, at + 16 * lane, 16, tiles, lane // LANES * 16 * LANES + lane % LANES, LANES)
+
+
+@inlined
+def find_largest(v: Lanes) -> Lanes:
+    """The largest of 16 lanes, in all of them."""
+    v = maximum(v, ROTATE_8(v))
+    v = maximum(v, ROTATE_4(v))
+    v = maximum(v, ROTATE_2(v))
+    return maximum(v, ROTATE_1(v))
+
+
+@inlined
+def write_block(x: Floats, block: int, scales: Scratch, lane: int, steps: Scratch, out: Bytes) -> bool:
+    """8-bit scales under the first that is largest in size, final codes, bytes. Also: must it be redone?"""
+    at = block * BYTES
+    scale = load(scales, lane, 16)
+    sizes = maximum(absolute(scale), fill(ZERO, 16))  # a NaN counts as 0
+    top = find_largest(sizes)
+    if first(top) < TINY:
+        for i in range(BYTES):
+            put(out, at + i, np.uint8(0))
+        return False
+    inverse = np.float32(-128) / get(scales, lane + lowest_lane(mask_bits(sizes == top)))
+    d = encode_half(fill(np.float32(1) / inverse, 1))
+    code = minimum(nearest(inverse * scale), fill(np.int32(127), 16))
+    step = first(decode_half(d)) * convert(code, np.float32)
+    store(steps, 0, step)
+    store(out, at + SCALES, convert(code, np.uint8))
+    store(out, at + D, reinterpret(d, np.uint8))
+    for half in range(2):
+        write_half(x, block * 256 + 128 * half, steps, 8 * half, out, at + 64 * half, at + QH + 32 * half)
+    return bool(mask_bits(step == ZERO))
+
+
+@inlined
+def write_half(x: Floats, i: int, steps: Scratch, j: int, out: Bytes, ql: int, qh: int) -> None:
+    """128 codes: low 4 bits of two weights 64 apart share a byte of ql, high 2 bits of four a byte of qh."""
+    a = round_codes(x, i, get(steps, j), get(steps, j + 1))
+    b = round_codes(x, i + 32, get(steps, j + 2), get(steps, j + 3))
+    c = round_codes(x, i + 64, get(steps, j + 4), get(steps, j + 5))
+    d = round_codes(x, i + 96, get(steps, j + 6), get(steps, j + 7))
+    low, two, four, six = np.uint8(15), np.uint8(2), np.uint8(4), np.uint8(6)
+    store(out, ql, (a & low) | (c << four))
+    store(out, ql + 32, (b & low) | (d << four))
+    store(out, qh, (a >> four) | ((b >> four) << two) | ((c >> four) << four) | ((d >> four) << six))
+
+
+@inlined
+def round_codes(x: Floats, i: int, step: np.float32, next_step: np.float32) -> Lanes:
+    """uint8 [32]: nearest(x/step) from -32 to 31, plus 32; 16 weights a step."""
+    code = join(nearest(load(x, i, 16) / step), nearest(load(x, i + 16, 16) / next_step))
+    code = minimum(maximum(code, np.int32(-32)), np.int32(31))
+    return convert(code + np.int32(32), np.uint8)
+
+
+@jit
+def dequantize(raw: Bytes, out: Floats) -> None:
+    """Decode rows: raw [R, n/256*210] uint8 -> out [R, n] float32, the bits of q6_k_jit.dequantize.
+
+    w = (d*scale)*(code - 32)
+    """
+    steps = stack(np.float32, 16)
+    for block in range(raw.size // BYTES):
+        at = block * BYTES
+        prefetch(raw, at + 4096)
+        d = first(decode_half(reinterpret(load(raw, at + D, 2), np.uint16)))
+        scales = reinterpret(load(raw, at + SCALES, 16), np.int8)
+        store(steps, 0, d * convert(convert(scales, np.int32), np.float32))
+        for half in range(2):
+            read_half(
+                raw, at + 64 * half, at + QH + 32 * half, steps, 8 * half, out, block * 256 + 128 * half
+            )
+
+
+@inlined
+def read_half(raw: Bytes, ql: int, qh: int, steps: Scratch, j: int, out: Floats, i: int) -> None:
+    """128 weights: the inverse of write_half."""
+    low, next_low, high = load(raw, ql, 32), load(raw, ql + 32, 32), load(raw, qh, 32)
+    four, ones, twos = np.uint8(4), np.uint8(15), np.uint8(0x30)
+    scale(steps, j, (low & ones) | ((high << four) & twos), out, i)
+    scale(steps, j + 2, (next_low & ones) | ((high << np.uint8(2)) & twos), out, i + 32)
+    scale(steps, j + 4, (low >> four) | (high & twos), out, i + 64)
+    scale(steps, j + 6, (next_low >> four) | ((high >> np.uint8(2)) & twos), out, i + 96)
+
+
+@inlined
+def scale(steps: Scratch, j: int, codes: Lanes, out: Floats, i: int) -> None:
+    """out = step*(code - 32) for 32 weights, 16 a step."""
+    signed = convert(convert(reinterpret(codes, np.int8) - np.int8(32), np.int32), np.float32)
+    store(out, i, get(steps, j) * low_half(signed))
+    store(out, i + 16, get(steps, j + 1) * high_half(signed))

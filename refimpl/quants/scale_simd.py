@@ -1,0 +1,104 @@
+"""The search for a scale alone (Q6_K, and Q5_0 with an imatrix), 64 sub-blocks side by side.
+
+ggml's make_qx_quants: x is about scale*code, codes from -top to top - 1. One lane is one sub-block, so each
+lane adds in ggml's order. Two groups of 32 lanes take each step together: the divisions of one hide behind
+the loop over the other's weights.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.arith.simd import Scratch, absolute, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_memory import load, stack, store
+from refimpl.quants.search_simd import MAGIC, TINY, ZERO
+
+LANES = 32  # sub-blocks of a group
+GROUPS = 2
+BOTH = 64  # sub-blocks searched together: LANES * GROUPS
+TILES = 2048  # their weights, at most
+
+
+class ScaleSearch(NamedTuple):
+    """Scratch of one search, all float32. Tiles are [group, element, lane], the rest [group, lane]."""
+
+    values: Scratch  # tile: the weights x
+    importance: Scratch  # tile: w
+    products: Scratch  # tile: w*x
+    peak: Scratch  # the first of the x that are largest in size
+    scale: Scratch  # best so far, 0 where all x are (nearly) 0
+    merit: Scratch  # (Σwlx)²/Σwl² of the best: what it takes off the error
+    inverse: Scratch  # the inverse scale that gave the best codes
+
+
+@inlined
+def allocate() -> ScaleSearch:
+    """Scratch on the caller's stack."""
+    return ScaleSearch(
+        stack(np.float32, TILES),
+        stack(np.float32, TILES),
+        stack(np.float32, TILES),
+        stack(np.float32, BOTH),
+        stack(np.float32, BOTH),
+        stack(np.float32, BOTH),
+        stack(np.float32, BOTH),
+    )
+
+
+@inlined
+def survey(s: ScaleSearch, group: int, size: int) -> None:
+    """Peak and products of the sub-blocks of `size` weights."""
+    top, peak = fill(ZERO, LANES), fill(ZERO, LANES)
+    for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
+        v = load(s.values, i, LANES)
+        larger = absolute(v) > top
+        top, peak = select(larger, absolute(v), top), select(larger, v, peak)
+        store(s.products, i, load(s.importance, i, LANES) * v)
+    store(s.peak, group * LANES, peak)
+
+
+@inlined
+def attempt(s: ScaleSearch, group: int, size: int, top: int, factor: np.float32, always: bool) -> None:
+    """One step: codes under the inverse scale -factor/peak, kept where they fit better (or `always`).
+
+    |inverse*x| is at most factor: the clamps to -top and top - 1 are left out where they could not act.
+    """
+    at = group * LANES
+    inverse = -factor / load(s.peak, at, LANES)
+    low, high = np.float32(-top), np.float32(top - 1)
+    sum_lx, sum_l2 = fill(ZERO, LANES), fill(ZERO, LANES)
+    for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
+        code = (inverse * load(s.values, i, LANES) + MAGIC) - MAGIC
+        if factor > np.float32(top) - np.float32(0.55):
+            code = minimum(code, high)
+        if factor > np.float32(top) + np.float32(0.45):
+            code = maximum(code, low)
+        sum_lx += load(s.products, i, LANES) * code
+        sum_l2 += load(s.importance, i, LANES) * code * code
+    scale, merit = sum_lx / sum_l2, load(s.merit, at, LANES)
+    if always:
+        scale = select(sum_l2 == ZERO, ZERO, scale)
+        store(s.scale, at, scale)
+        store(s.merit, at, scale * sum_lx)
+        store(s.inverse, at, inverse)
+    else:
+        better = (sum_l2 > ZERO) & (sum_lx * sum_lx > merit * sum_l2)
+        store(s.scale, at, select(better, scale, load(s.scale, at, LANES)))
+        store(s.merit, at, select(better, scale * sum_lx, merit))
+        store(s.inverse, at, select(better, inverse, load(s.inverse, at, LANES)))
+
+
+@inlined
+def search(s: ScaleSearch, size: int, top: int) -> None:
+    """From values and importance to scale and inverse: the factors top, then top - 0.9 to top + 0.9."""
+    for group in range(GROUPS):
+        survey(s, group, size)
+    for turn in range(19):
+        trial = 0 if turn == 0 else (turn - 10 if turn < 10 else turn - 9)
+        factor = np.float32(top) + np.float32(0.1) * np.float32(trial)
+        for group in range(GROUPS):
+            attempt(s, group, size, top, factor, turn == 0)
+    for at in range(0, BOTH, LANES):
+        dead = absolute(load(s.peak, at, LANES)) < TINY
+        store(s.scale, at, select(dead, ZERO, load(s.scale, at, LANES)))
+        store(s.inverse, at, select(dead, ZERO, load(s.inverse, at, LANES)))

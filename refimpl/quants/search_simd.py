@@ -1,0 +1,133 @@
+"""Searches that several formats' vector encoders share; one lane is one sub-block, or one problem."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_lanes import convert, high_half, low_half, mask_bits, reinterpret
+from refimpl.arith.simd_memory import load, store
+
+MAGIC = np.float32(12582912)  # 1.5 * 2^23: (v + MAGIC) - MAGIC is v rounded to an integer, ties to even, ...
+LIMIT = np.float32(4e6)  # ... as long as |v| stays below 2^22
+ZERO, ONE = np.float32(0), np.float32(1)
+TINY = np.float32(1e-15)  # ggml calls a sub-block below this all zero (GROUP_MAX_EPS)
+
+
+@inlined
+def nearest(v: Lanes) -> Lanes:
+    """ggml's nearest_int, for any float: int32 lanes, wrapped to 23 bits outside ±2^22, 0 for NaN.
+
+    The mantissa of v + 1.5*2^23 holds the rounded integer.
+    """
+    bits = reinterpret(v + MAGIC, np.int32)
+    return (bits & np.int32(0x7FFFFF)) - np.int32(0x400000)
+
+
+@inlined
+def gather(
+    imatrix: NDArray[np.float32],
+    rows_per_expert: int,
+    per_row: int,
+    block: int,
+    count: int,
+    width: int,
+    target: Scratch,
+) -> None:
+    """Copy the imatrix's part for `count` blocks from `block` on; a row has per_row blocks of `width`."""
+    for k in range(count):
+        row = (block + k) // per_row
+        source = (row // rows_per_expert * per_row + (block + k) % per_row) * width
+        for i in range(0, width, 32):
+            store(target, width * k + i, load(imatrix, source + i, 32))
+
+
+@inlined
+def find_largest(v: Lanes) -> Lanes:
+    """The largest of 32 lanes without NaN, as a vector of one."""
+    h = maximum(low_half(v), high_half(v))
+    h = maximum(low_half(h), high_half(h))
+    h = maximum(low_half(h), high_half(h))
+    h = maximum(low_half(h), high_half(h))
+    return maximum(low_half(h), high_half(h))
+
+
+@inlined
+def fit_positive(values: Scratch, weights: Scratch, codes: Scratch, n: int, top: int) -> Lanes:
+    """ggml's make_qp_quants for 16 problems: the scale and codes 0..top that fit n values each.
+
+    values, weights : float32 [n, 16], problem in lanes
+    codes           : int32 [n, 16], written
+    return          : float32 [16] scales
+    """
+    largest = fill(ZERO, 16)
+    for i in range(0, 16 * n, 16):
+        largest = maximum(largest, load(values, i, 16))
+    inverse = choose_inverse(values, weights, largest, n, top)
+    sum_lx, sum_l2 = fill(ZERO, 16), fill(ZERO, 16)
+    for i in range(0, 16 * n, 16):
+        x, w = load(values, i, 16), load(weights, i, 16)
+        code = minimum(nearest(inverse * x), np.int32(top))
+        store(codes, i, code & np.int32(255))  # ggml stores them as uint8
+        level = convert(code, np.float32)
+        sum_lx += w * x * level
+        sum_l2 += w * level * level
+    for _ in range(5):
+        sum_lx, sum_l2, moved = move_codes(values, weights, codes, sum_lx, sum_l2, n, top)
+        if moved == np.uint64(0):
+            break
+    dead = largest < TINY
+    for i in range(0, 16 * n, 16):
+        store(codes, i, select(dead, np.int32(0), load(codes, i, 16)))
+    scale = select(sum_l2 > ZERO, sum_lx / sum_l2, ZERO)
+    return select(dead, ZERO, scale)
+
+
+@inlined
+def choose_inverse(values: Scratch, weights: Scratch, largest: Lanes, n: int, top: int) -> Lanes:
+    """The inverse scale (top + 0.1*is)/largest, is = -4..4, with the least weighted squared error."""
+    inverse = np.float32(top) / largest
+    chosen, best = inverse, fill(ZERO, 16)
+    for turn in range(9):
+        trial = 0 if turn == 0 else (turn - 5 if turn < 5 else turn - 4)
+        if turn > 0:
+            inverse = (np.float32(0.1) * np.float32(trial) + np.float32(top)) / largest
+        scale = ONE / inverse
+        error = fill(ZERO, 16)
+        for i in range(0, 16 * n, 16):
+            x = load(values, i, 16)
+            code = nearest(inverse * x)
+            if turn == 0:  # ggml's first trial stores unclipped codes as uint8
+                code = code & np.int32(255)
+            else:
+                code = minimum(code, np.int32(top))
+            miss = x - scale * convert(code, np.float32)
+            error += load(weights, i, 16) * miss * miss
+        better = error < best
+        if turn == 0:
+            best = error
+        chosen = select(better, inverse, chosen)
+        best = select(better, error, best)
+    return chosen
+
+
+@inlined
+def move_codes(
+    values: Scratch, weights: Scratch, codes: Scratch, sum_lx: Lanes, sum_l2: Lanes, n: int, top: int
+) -> tuple[Lanes, Lanes, np.uint64]:
+    """One round: each code in turn moves to its optimum where that brings the fit closer. Also: did any?"""
+    moved = np.uint64(0)
+    for i in range(0, 16 * n, 16):
+        x, w, old = load(values, i, 16), load(weights, i, 16), load(codes, i, 16)
+        level = convert(old, np.float32)
+        rest_lx = sum_lx - w * x * level
+        rest_l2 = sum_l2 - w * level * level
+        new = minimum(nearest(x * rest_l2 / rest_lx), np.int32(top))
+        level = convert(new, np.float32)
+        new_lx = rest_lx + w * x * level
+        new_l2 = rest_l2 + w * level * level
+        closer = new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
+        move = (rest_lx > ZERO) & (rest_l2 > ZERO) & (new != old) & closer
+        store(codes, i, select(move, new & np.int32(255), old))
+        sum_lx, sum_l2 = select(move, new_lx, sum_lx), select(move, new_l2, sum_l2)
+        moved |= mask_bits(move)
+    return sum_lx, sum_l2, moved

@@ -1,0 +1,175 @@
+"""The vector codecs give the bytes of the portable kernels, whatever the weights, the tails and the CPU."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+from hard_weights import draw_cases, make_importance, make_weights
+
+from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+
+FORMATS = [Q4_K, Q6_K, Q8_0, Q5_0]
+SEARCHING = [Q4_K, Q6_K]  # those that leave degenerate blocks to the portable kernel
+CANARY = 0xA5
+
+
+def vectors(fmt):
+    return import_module(f"refimpl.quants.{fmt.name}_simd")
+
+
+def portable(fmt):
+    return import_module(f"refimpl.quants.{fmt.name}_jit")
+
+
+def encode(module, fmt, x, imatrix=None, rows_per_expert=1):
+    imatrix = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
+    out = np.full((len(x), fmt.row_bytes(x.shape[1])), CANARY, np.uint8)
+    module.quantize(x, imatrix, rows_per_expert, out)
+    return out
+
+
+def guard(array, offset):
+    """A copy `offset` bytes after a multiple of 64, amid canaries; the memory it lies in; where it starts."""
+    memory = np.full(array.nbytes + 384, CANARY, np.uint8)
+    start = -memory.ctypes.data % 64 + 128 + offset
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy, memory, start
+
+
+def assert_guarded(memory, start, size):
+    assert (memory[:start] == CANARY).all() and (memory[start + size :] == CANARY).all()
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_vectors_encode_as_the_portable_kernel_does(fmt):
+    """5 blocks a row: 8, 4 or 64 of them never come out even, and experts change within a vector."""
+    for name, x, imatrix in draw_cases(rows=4, n=1280):
+        want = encode(portable(fmt), fmt, x, imatrix, 2)
+        assert np.array_equal(encode(vectors(fmt), fmt, x, imatrix, 2), want), name
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_vectors_encode_any_number_of_blocks(fmt):
+    x = make_weights(20 * 256)["gauss 0.02"]
+    row = make_importance(20 * 256)["even"]
+    for blocks in range(1, 21):
+        n = blocks * 256
+        for imatrix in (None, row[None, :n]):
+            want = encode(portable(fmt), fmt, x[None, :n], imatrix)
+            assert np.array_equal(encode(vectors(fmt), fmt, x[None, :n], imatrix), want), blocks
+
+
+@pytest.mark.parametrize("fmt", [Q8_0, Q5_0], ids=lambda f: f.name)
+def test_rows_of_single_small_blocks_are_encoded(fmt):
+    x = make_weights(80 * 32 // 256 * 256)["heavy tails"].reshape(-1, 32)
+    importance = make_importance(256)["even"][None, :32].copy()
+    for rows in (1, 15, 16, 17, 63, 64, 65, 79):
+        for imatrix in (None, importance):
+            want = encode(portable(fmt), fmt, x[:rows], imatrix, rows)
+            assert np.array_equal(encode(vectors(fmt), fmt, x[:rows], imatrix, rows), want), rows
+
+
+@pytest.mark.parametrize("offset", [0, 4, 60])
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_nothing_outside_the_arrays_is_written_or_counts(fmt, offset):
+    """NaN round the inputs would spread into the codes; canaries round the outputs would be overwritten."""
+    values, row = make_weights(9 * 256), make_importance(3 * 256)["even"]
+    for kind in ("gauss 0.02", "gauss 1e-07", "zeros"):
+        for importance in (np.empty((0, 3 * 256), np.float32), row[None]):
+            plain = values[kind].reshape(3, 3 * 256)
+            (x, around_x, x_at), (imatrix, around_i, i_at) = guard(plain, offset), guard(importance, offset)
+            around_x[:x_at] = around_x[x_at + x.nbytes :] = 0xFF
+            around_i[:i_at] = around_i[i_at + imatrix.nbytes :] = 0xFF
+            out, memory, start = guard(np.zeros((3, fmt.row_bytes(3 * 256)), np.uint8), offset + 1)
+            vectors(fmt).quantize(x, imatrix, 3, out)
+            assert_guarded(memory, start, out.nbytes)
+            assert np.array_equal(out, encode(portable(fmt), fmt, plain, importance, 3))
+            y, memory, start = guard(np.zeros_like(plain), offset)
+            vectors(fmt).dequantize(out, y)
+            assert_guarded(memory, start, y.nbytes)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_vectors_decode_every_byte_pattern_as_the_portable_kernel_does(fmt):
+    rng = np.random.default_rng(5)
+    for rows, blocks in ((1, 1), (3, 7), (64, 9)):
+        raw = rng.integers(0, 256, (rows, blocks * fmt.block.itemsize), np.uint8)
+        got, want = (np.full((rows, blocks * fmt.weights), np.nan, np.float32) for _ in range(2))
+        vectors(fmt).dequantize(raw, got)
+        portable(fmt).dequantize(raw, want)
+        number = ~np.isnan(want)
+        assert np.array_equal(number, ~np.isnan(got))
+        assert np.array_equal(got[number].view(np.uint32), want[number].view(np.uint32))
+
+
+def run_kernel(fmt, x, imatrix):
+    """The vectors alone, without what the portable kernel repairs: bytes, and which blocks were given up."""
+    module = vectors(fmt)
+    out, redo = np.empty((len(x), fmt.row_bytes(x.shape[1])), np.uint8), np.zeros(x.size // 256, bool)
+    kernel = module.encode if fmt is Q6_K else module.encode_weighted if len(imatrix) else module.encode_plain
+    kernel(x, imatrix, 2, out, redo)
+    return out.reshape(len(redo), -1), redo
+
+
+@pytest.mark.parametrize("fmt", SEARCHING, ids=lambda f: f.name)
+def test_only_degenerate_blocks_are_left_to_the_portable_kernel(fmt):
+    for name, x, imatrix in draw_cases(rows=4, n=1280):
+        out, redo = run_kernel(fmt, x, imatrix)
+        want = encode(portable(fmt), fmt, x, imatrix, 2).reshape(out.shape)
+        assert np.array_equal(out[~redo], want[~redo]), name
+        if name in (
+            "gauss 1",
+            "gauss 0.02",
+            "heavy tails",
+            "outliers",
+            "gauss 30000.0",
+            "zeros",
+            "two values",
+        ):
+            assert not redo.any(), name
+
+
+@pytest.mark.parametrize("fmt", SEARCHING, ids=lambda f: f.name)
+def test_vectors_alone_would_be_wrong_on_degenerate_blocks(fmt):
+    """The control: were the flags ignored, the tests above would fail."""
+    wrong = 0
+    for _, x, imatrix in draw_cases(rows=4, n=1280):
+        out, _ = run_kernel(fmt, x, imatrix)
+        wrong += int((out != encode(portable(fmt), fmt, x, imatrix, 2).reshape(out.shape)).any(1).sum())
+    assert wrong > 0
+
+
+def digest():
+    """One hash over everything that the vector codecs give for the hard cases."""
+    total = hashlib.sha256()
+    for fmt in FORMATS:
+        for _, x, imatrix in draw_cases(rows=4, n=1280):
+            raw = encode(vectors(fmt), fmt, x, imatrix, 2)
+            y = np.empty_like(x)
+            vectors(fmt).dequantize(raw, y)
+            total.update(raw.tobytes() + np.nan_to_num(y).tobytes())
+    return total.hexdigest()
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="compiles for an x86-64-v2 CPU"
+)
+def test_a_cpu_without_avx_gives_the_same_bits(tmp_path):
+    code = "from numba import config; import test_simd_quants as t\n"
+    code += "print(config.CPU_NAME, repr(config.CPU_FEATURES), t.digest())"
+    old = {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **old, **paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["nehalem", "''", digest()]
