@@ -77,14 +77,14 @@ def nearest_int(x: Floats) -> NDArray[np.int32]:
     return (bits & 0x7FFFFF) - np.int32(0x400000)
 
 
-def truncate(x: Floats) -> NDArray[np.int64]:
+def truncate(x: Floats) -> NDArray[np.int32]:
     """Convert float32 to int32 as x86's cvttss2si does; C leaves what does not fit undefined.
 
     x      : [...] float32
-    return : [...] int64 in the range of int32, towards zero; INT_MIN for NaN and for what does not fit
+    return : [...] int32, towards zero; INT_MIN for NaN and for what does not fit
     """
     fits = (x >= np.float32(INT_MIN)) & (x < np.float32(-INT_MIN))
-    return np.where(fits, np.trunc(np.where(fits, x, np.float32(0))), np.float32(INT_MIN)).astype(np.int64)
+    return np.where(fits, np.trunc(np.where(fits, x, np.float32(0))), np.float32(INT_MIN)).astype(np.int32)
 
 
 def round_half_away(x: Floats) -> Floats:
@@ -96,8 +96,7 @@ def round_half_away(x: Floats) -> Floats:
     Rounds: never; x - trunc(x) is exact.
     """
     whole = np.trunc(x)
-    step = np.where(np.abs(x - whole) >= np.float32(0.5), np.copysign(np.float32(1), x), np.float32(0))
-    return np.asarray(whole + step, np.float32)
+    return np.where(np.abs(x - whole) >= np.float32(0.5), whole + np.copysign(np.float32(1), x), whole)
 
 
 def find_not_finite(x: NDArray[Any]) -> int:

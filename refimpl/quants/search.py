@@ -35,9 +35,10 @@ def fit_scale_min(
     Source: ggml-quants.c make_qkx2_quants and make_qkx3_quants, llama.cpp 0c1e570: given weights and finite x
     the two compute the same.
     """
-    low, high = x.min(1), x.max(1)
+    low, high = x[:, 0], x[:, 0]
     sum_w, sum_x = weights[:, 0], weights[:, 0] * x[:, 0]
     for i in range(1, x.shape[1]):
+        low, high = np.where(x[:, i] < low, x[:, i], low), np.where(x[:, i] > high, x[:, i], high)
         sum_w = sum_w + weights[:, i]
         sum_x = sum_x + weights[:, i] * x[:, i]  # QK_SUMX
     low = np.where(low > 0, np.float32(0), low)

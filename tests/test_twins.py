@@ -1,0 +1,244 @@
+"""One test covers all twins: reference, compiled, interpreted and tuned kernel give the same bits.
+
+compiled != interpreted is a promotion slip; both != reference is order or algorithm. Every buffer that a
+kernel writes is poisoned first (0xAA, NaN), so a byte that it leaves out shows. A twin without a case stops
+collection.
+"""
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from refimpl import quants
+from refimpl.arith import bits
+from refimpl.quants import deviation, floats, q4_k, q5_0, q6_k, q8_0, rounding, search
+from refimpl.quants.formats import BF16, F16, find_codec
+from tests.bits import assert_same_bits
+from tests.twins import find_twins, load_compiled, load_interpreted
+from tests.weights import IMPORTANCES, KINDS, make_importance, make_weights
+
+Array = np.ndarray[Any, Any]
+Pairs = Iterator[tuple[str, Array, Array]]  # what, got, want
+REFERENCES = {"q4_k": q4_k, "q5_0": q5_0, "q6_k": q6_k, "q8_0": q8_0}
+
+
+def poison(shape: tuple[int, ...] | int, dtype: Any) -> Array:
+    """An array that nobody has written: NaN, or 0xAA in every byte."""
+    out = np.empty(shape, dtype)
+    if out.dtype.kind == "f":
+        out.fill(np.nan)
+    else:
+        out.view(np.uint8).fill(0xAA)
+    return out
+
+
+def check_codec(fmt: str) -> Callable[[ModuleType, "Draw"], Pairs]:
+    """Encode and decode of one block format; a module that lacks one of the two is checked for the other."""
+
+    def check(twin: ModuleType, draw: "Draw") -> Pairs:
+        x, imatrix = draw.weights(256 if fmt.endswith("_k") else 96), draw.imatrix
+        experts = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
+        per_expert = max(1, len(x) // max(1, len(experts)))
+        spread = None if imatrix is None else imatrix[np.arange(len(x)) // per_expert]
+        blocks = REFERENCES[fmt].quantize(x, spread)
+        raw = blocks.view(np.uint8)
+        if hasattr(twin, "quantize"):
+            out = poison(raw.shape, np.uint8)
+            twin.quantize(x, experts, per_expert, out)
+            yield "quantize", out, raw
+        if hasattr(twin, "dequantize"):
+            for what, source in (("dequantize", raw), ("dequantize any bytes", draw.bytes(raw.shape))):
+                y = poison(x.shape, np.float32)
+                twin.dequantize(source, y)
+                want = REFERENCES[fmt].dequantize(source.view(blocks.dtype).reshape(-1)).reshape(x.shape)
+                yield what, y, want
+
+    return check
+
+
+def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
+    x = draw.weights(32).reshape(-1)
+    with_nan = np.where(draw.bytes(x.shape) < 8, np.float32(np.nan), x * np.float32(1e3))
+    halves = draw.bytes((64, 2)).view(np.uint16).reshape(-1)
+    for name, values, dtype in (
+        ("encode_half", with_nan, np.uint16),
+        ("decode_half", halves, np.float32),
+        ("encode_bf16", x, np.uint16),
+        ("decode_bf16", halves, np.float32),
+        ("nearest_int", with_nan, np.int32),
+        ("truncate", with_nan, np.int32),
+        ("round_half_away", x, np.float32),
+    ):
+        got = np.array([getattr(twin, name)(v) for v in values], dtype)
+        yield name, got, getattr(bits, name)(values)
+    for end in (with_nan, x):
+        yield "find_not_finite", np.array(twin.find_not_finite(end)), np.array(bits.find_not_finite(end))
+
+
+def check_floats(twin: ModuleType, draw: "Draw") -> Pairs:
+    x = draw.weights(32)
+    for fmt, name in ((F16, "halves"), (BF16, "bf16s")):
+        out = poison(x.shape, np.uint16)
+        getattr(twin, f"encode_{name}")(x, out)
+        yield f"encode_{name}", out, floats.quantize(x, fmt).view(np.uint16)
+        values = draw.bytes((2, 64)).view(np.uint16)
+        y = poison(values.shape, np.float32)
+        getattr(twin, f"decode_{name}")(values, y)
+        yield f"decode_{name}", y, floats.dequantize(values.view(fmt.block), fmt)
+
+
+def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
+    x = draw.weights(32).reshape(-1, 16)[:4]
+    weights = np.abs(draw.weights(32).reshape(-1, 16)[-len(x) :])
+
+    def run(fit: Callable[..., Any], *arguments: Any, scratch: int = 1) -> list[Array]:
+        results, codes = [], poison(x.shape, np.uint8)
+        for i in range(len(x)):
+            spare = [poison(x.shape[1], np.uint8)] * (scratch - 1)
+            results.append(fit(x[i], weights[i], *arguments, codes[i], *spare))
+        return [*np.float32(results).reshape(len(x), -1).T, codes.astype(np.int32)]
+
+    start, step = np.float32(-0.9), np.float32(0.05)
+    got = run(twin.fit_scale_min, 15, start, step, 36, scratch=2)
+    for g, w in zip(got, search.fit_scale_min(x, weights, 15, -0.9, 0.05, 36), strict=True):
+        yield "fit_scale_min", g, w
+    for name, top in (("fit_scale", 32), ("fit_scale", 16), ("fit_positive", 63), ("fit_positive", 15)):
+        want = getattr(search, name)(x, weights, top)
+        for g, w in zip(run(getattr(twin, name), top), want, strict=True):
+            yield name, g, w
+
+
+def check_deviation(twin: ModuleType, draw: "Draw") -> Pairs:
+    for fmt in map(find_codec, REFERENCES):
+        x = draw.weights(fmt.weights * 3)
+        halves = bits.encode_bf16(x)
+        raw = draw.damage(quants.quantize(x, fmt, reference=True))
+        y = quants.dequantize(raw, fmt, reference=True)
+        for words, values, s in (
+            (halves, np.empty((0, 0), np.float32), bits.decode_bf16(halves)),
+            (np.empty((0, 0), np.uint16), x, x),
+        ):
+            sse, squares, want_max = deviation.compare(y, s, fmt.weights)
+            want_sums, want_worst = deviation.summarize(sse, squares)
+            for errors in (poison(sse.shape, np.float64), np.empty((0, 0))):
+                sums, largest = poison((len(x), 3), np.float64), poison(len(x), np.float32)
+                worst = poison(len(x), np.int32)
+                twin.compare(raw, fmt.id, fmt.weights, words, values, errors, sums, largest, worst)
+                yield f"compare {fmt.name} sums", sums, want_sums
+                yield f"compare {fmt.name} max", largest, want_max
+                yield f"compare {fmt.name} worst", worst, want_worst
+                if errors.size:
+                    yield f"compare {fmt.name} sse", errors, sse
+    if not hasattr(twin, "compare_values"):
+        return
+    y = draw.damage(x.view(np.uint8).copy()).view(np.float32)
+    sse, squares, want_max = deviation.compare(y, x, 1)
+    want_sums, want_worst = deviation.summarize(sse, squares)
+    errors, sums = poison(sse.shape, np.float64), poison((len(x), 3), np.float64)
+    largest, worst = poison(len(x), np.float32), poison(len(x), np.int32)
+    twin.compare_values(y, np.empty((0, 0), np.uint16), x, errors, sums, largest, worst)
+    yield "compare_values sse", errors, sse
+    yield "compare_values sums", sums, want_sums
+    yield "compare_values max", largest, want_max
+    yield "compare_values worst", worst, want_worst
+
+
+def check_rounding(twin: ModuleType, draw: "Draw") -> Pairs:
+    for fmt in map(find_codec, REFERENCES):
+        x = draw.weights(fmt.weights * 2)
+        imatrix = None if draw.imatrix is None else np.abs(draw.weights(x.shape[1])[0])
+        raw = draw.damage(quants.quantize(x, fmt, imatrix, reference=True))
+        steps = rounding.measure_codes(raw.view(fmt.block).reshape(-1), fmt, x.reshape(-1, fmt.weights))
+        shape = (len(x), x.shape[1] // fmt.weights)
+        off, far = poison(shape, np.uint16), poison(shape, np.uint8)
+        twin.nearest(raw, fmt.id, fmt.weights, x, off, far)
+        yield f"nearest {fmt.name} off", off, np.count_nonzero(steps, 1).reshape(shape).astype(np.uint16)
+        yield f"nearest {fmt.name} far", far, steps.max(1).reshape(shape).astype(np.uint8)
+
+
+CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
+    "arith.bits": check_bits,
+    "quants.floats": check_floats,
+    "quants.search": check_search,
+    "quants.deviation": check_deviation,
+    "quants.rounding": check_rounding,
+    **{f"quants.{fmt}": check_codec(fmt) for fmt in REFERENCES},
+}
+for _name in find_twins():
+    if _name.rpartition("_")[0] not in CASES:
+        raise LookupError(f"refimpl.{_name} has no case in test_twins: what is it the twin of?")
+
+
+class Draw:
+    """One example of the inputs: a seed, a kind of weights and of imatrix, and weights of Hypothesis."""
+
+    def __init__(self, seed: int, kind: str, importance: str, given: Array) -> None:
+        self.rng, self.kind, self.given = np.random.default_rng(seed), kind, given
+        self.importance, self.imatrix = importance, None
+        self.rows = 2
+
+    def weights(self, n: int) -> Array:
+        """[2, n] float32; the first of them are Hypothesis' own. The imatrix follows their width."""
+        x = make_weights(self.kind, self.rng, self.rows, n)
+        x.reshape(-1)[: min(x.size, self.given.size)] = self.given[: x.size]
+        rows = [make_importance(self.importance, self.rng, n) for _ in range(int(self.rng.integers(1, 3)))]
+        self.imatrix = None if rows[0] is None else np.stack(rows)
+        return x
+
+    def bytes(self, shape: tuple[int, ...]) -> Array:
+        return self.rng.integers(0, 256, shape, dtype=np.uint8)
+
+    def damage(self, raw: Array) -> Array:
+        """Flip a bit in every 40 bytes or so."""
+        flips = np.uint8(1) << self.rng.integers(0, 8, raw.shape, dtype=np.uint8)
+        return raw ^ np.where(self.rng.random(raw.shape) < 0.025, flips, np.uint8(0))
+
+
+FINITE = hnp.arrays(np.uint32, st.integers(0, 40), elements=st.integers(0, 2**32 - 1)).map(
+    lambda b: np.where(b & 0x7F800000 == 0x7F800000, b & 0xFF7FFFFF, b).view(np.float32)
+)
+DRAWS = st.builds(
+    Draw, st.integers(0, 2**32), st.sampled_from(list(KINDS)), st.sampled_from(list(IMPORTANCES)), FINITE
+)
+QUIET = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(QUIET, max_examples=120)
+
+
+def check_all(name: str, twin: ModuleType, draw: Draw) -> None:
+    with np.errstate(all="ignore"):
+        for what, got, want in CASES[name.rpartition("_")[0]](twin, draw):
+            assert_same_bits(got, want, f"{name} {what}, {draw.kind}, imatrix {draw.importance}")
+
+
+@pytest.mark.parametrize("name", find_twins())
+@MANY
+@given(draw=DRAWS)
+def test_kernel_equals_reference(name: str, draw: Draw) -> None:
+    check_all(name, load_compiled(name), draw)
+
+
+@pytest.mark.parametrize("name", [name for name in find_twins() if name.endswith("_jit")])
+@QUIET
+@given(draw=DRAWS)
+def test_interpreted_kernel_equals_reference(name: str, draw: Draw) -> None:
+    check_all(name, load_interpreted()[name], draw)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", find_twins())
+def test_kernel_equals_reference_for_every_kind(name: str, kind: str) -> None:
+    for seed, importance in enumerate(IMPORTANCES):
+        check_all(name, load_compiled(name), Draw(seed, kind, importance, np.empty(0, np.float32)))
+
+
+def test_interpreted_modules_are_plain_python() -> None:
+    """The interpreted leg would prove nothing if some inner function were compiled after all."""
+    for name, module in load_interpreted().items():
+        compiled = [key for key, value in vars(module).items() if hasattr(value, "py_func")]
+        assert not compiled, (name, compiled)

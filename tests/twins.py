@@ -1,0 +1,63 @@
+"""The texts of one thing: loads kernels compiled and interpreted, and names every module that is a twin."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numba
+
+import refimpl
+from refimpl.arith import jit
+
+PACKAGE = Path(refimpl.__file__).parent
+
+# Modules that end in _jit or _simd and are no twin of a reference on their own: what proves them instead.
+PARTS: dict[str, str] = {}
+
+
+def find_twins() -> list[str]:
+    """Every module that has a reference text beside it, as "quants.q4_k_jit"."""
+    found = [
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for suffix in ("_jit", "_simd")
+        for path in PACKAGE.rglob(f"*{suffix}.py")
+    ]
+    return sorted(name for name in found if name not in PARTS)
+
+
+@cache
+def load_interpreted() -> dict[str, ModuleType]:
+    """Import every portable kernel module anew with the JIT off: plain Python functions, all the way down."""
+    names = [f"refimpl.{name}" for name in find_twins() if name.endswith("_jit")]
+    with _unloaded([*names, jit.__name__]):
+        before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, True
+        try:
+            return {name.removeprefix("refimpl."): importlib.import_module(name) for name in names}
+        finally:
+            numba.config.DISABLE_JIT = before
+
+
+def load_compiled(name: str) -> ModuleType:
+    return importlib.import_module(f"refimpl.{name}")
+
+
+@contextmanager
+def _unloaded(names: list[str]) -> Iterator[None]:
+    """Hide modules from the import system, and put them back after."""
+    saved = {name: sys.modules.pop(name, None) for name in names}
+    parents = {name: sys.modules[name.rpartition(".")[0]] for name in names}
+    for name, parent in parents.items():
+        vars(parent).pop(name.rpartition(".")[2], None)
+    try:
+        yield
+    finally:
+        for name, module in saved.items():
+            sys.modules.pop(name, None)
+            vars(parents[name]).pop(name.rpartition(".")[2], None)
+            if module is not None:
+                sys.modules[name] = module
+                setattr(parents[name], name.rpartition(".")[2], module)
