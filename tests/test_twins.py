@@ -42,7 +42,10 @@ def check_codec(fmt: str) -> Callable[[ModuleType, "Draw"], Pairs]:
     """Encode and decode of one block format; a module that lacks one of the two is checked for the other."""
 
     def check(twin: ModuleType, draw: "Draw") -> Pairs:
-        x, imatrix = draw.weights(256 if fmt.endswith("_k") else 96), draw.imatrix
+        x, imatrix = (
+            draw.weights((256 if fmt.endswith("_k") else 32) * int(draw.rng.integers(1, 4))),
+            draw.imatrix,
+        )
         experts = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
         per_expert = max(1, len(x) // max(1, len(experts)))
         spread = None if imatrix is None else imatrix[np.arange(len(x)) // per_expert]
@@ -181,10 +184,10 @@ class Draw:
     def __init__(self, seed: int, kind: str, importance: str, given: Array) -> None:
         self.rng, self.kind, self.given = np.random.default_rng(seed), kind, given
         self.importance, self.imatrix = importance, None
-        self.rows = 2
+        self.rows = 2  # the interpreter is slow; vector kernels get more, or they leave it all to scalar code
 
     def weights(self, n: int) -> Array:
-        """[2, n] float32; the first of them are Hypothesis' own. The imatrix follows their width."""
+        """[rows, n] float32; the first of them are Hypothesis' own. The imatrix follows their width."""
         x = make_weights(self.kind, self.rng, self.rows, n)
         x.reshape(-1)[: min(x.size, self.given.size)] = self.given[: x.size]
         rows = [make_importance(self.importance, self.rng, n) for _ in range(int(self.rng.integers(1, 3)))]
@@ -211,6 +214,8 @@ MANY = settings(QUIET, max_examples=120)
 
 
 def check_all(name: str, twin: ModuleType, draw: Draw) -> None:
+    if name.endswith("_simd"):
+        draw.rows = 22
     with np.errstate(all="ignore"):
         for what, got, want in CASES[name.rpartition("_")[0]](twin, draw):
             assert_same_bits(got, want, f"{name} {what}, {draw.kind}, imatrix {draw.importance}")
