@@ -108,6 +108,65 @@ def test_vectors_decode_every_byte_pattern_as_the_portable_kernel_does(fmt):
         assert np.array_equal(got[number].view(np.uint32), want[number].view(np.uint32))
 
 
+def damage(raw, share, seed=6):
+    """Some bytes of a copy replaced by random ones."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(raw.shape) < share, rng.integers(0, 256, raw.shape, np.uint8), raw)
+
+
+def compare(module, fmt, raw, source, with_blocks=True):
+    bits = source if source.dtype == np.uint16 else np.empty((0, 0), np.uint16)
+    values = source if source.dtype == np.float32 else np.empty((0, 0), np.float32)
+    rows, blocks = len(raw), source.shape[1] // fmt.weights
+    sse = np.full((rows, blocks) if with_blocks else (0, 0), -7.0)
+    sums, largest, worst = (
+        np.full((rows, 3), -7.0),
+        np.full(rows, -7, np.float32),
+        np.full(rows, -7, np.int32),
+    )
+    module.compare(raw, fmt.id, fmt.weights, bits, values, sse, sums, largest, worst)
+    return sse, sums, largest, worst
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_vectors_compare_as_the_portable_kernel_does(fmt):
+    """Also where the decoded weights, or their squares, are infinite or NaN."""
+    vector, scalar = (import_module(f"refimpl.quants.deviation_{t}") for t in ("simd", "jit"))
+    for seed, (name, x, imatrix) in enumerate(draw_cases(rows=4, n=1280)):
+        raw = damage(encode(vectors(fmt), fmt, x, imatrix, 2), share=0.02 * (seed % 3), seed=seed)
+        for source in (x, (x.view(np.uint32) >> 16).astype(np.uint16)):
+            got, want = compare(vector, fmt, raw, source), compare(scalar, fmt, raw, source)
+            for a, b in zip(got, want, strict=True):
+                assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
+            for a, b in zip(compare(vector, fmt, raw, source, with_blocks=False)[1:], want[1:], strict=True):
+                assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
+
+
+def test_a_comparison_does_not_depend_on_how_many_rows_share_a_tile():
+    x = np.random.default_rng(7).standard_normal((300, 1024)).astype(np.float32)
+    raw = encode(vectors(Q6_K), Q6_K, x)
+    module = import_module("refimpl.quants.deviation_simd")
+    whole = compare(module, Q6_K, raw, x)
+    pieces = [compare(module, Q6_K, raw[i : i + 7], x[i : i + 7]) for i in range(0, 300, 7)]
+    for k, part in enumerate(whole):
+        assert np.array_equal(part, np.concatenate([p[k] for p in pieces]))
+
+
+@pytest.mark.parametrize("fmt", SEARCHING, ids=lambda f: f.name)
+def test_vectors_count_stray_codes_as_the_portable_kernel_does(fmt):
+    vector, scalar = (import_module(f"refimpl.quants.rounding_{t}").nearest for t in ("simd", "jit"))
+    strays = 0
+    for seed, (name, x, imatrix) in enumerate(draw_cases(rows=4, n=1280)):
+        raw = damage(encode(vectors(fmt), fmt, x, imatrix, 2), share=(0, 0.02, 1)[seed % 3], seed=seed)
+        got = np.full((4, 5), 999, np.uint16), np.full((4, 5), 99, np.uint8)
+        want = np.full((4, 5), 998, np.uint16), np.full((4, 5), 98, np.uint8)
+        vector(raw, fmt.id, fmt.weights, x, *got)
+        scalar(raw, fmt.id, fmt.weights, x, *want)
+        assert all(map(np.array_equal, got, want)), name
+        strays += int(want[0].sum())
+    assert strays > 0
+
+
 def run_kernel(fmt, x, imatrix):
     """The vectors alone, without what the portable kernel repairs: bytes, and which blocks were given up."""
     module = vectors(fmt)
@@ -154,6 +213,8 @@ def digest():
             y = np.empty_like(x)
             vectors(fmt).dequantize(raw, y)
             total.update(raw.tobytes() + np.nan_to_num(y).tobytes())
+            for part in compare(import_module("refimpl.quants.deviation_simd"), fmt, raw, x):
+                total.update(np.nan_to_num(part).tobytes())
     return total.hexdigest()
 
 

@@ -93,20 +93,25 @@ def join(tc: Any, x: Any, y: Any) -> Any:
     )
 
 
+def halve(x: Any, high: bool) -> Any:
+    """Typing and code of low_half() and high_half()."""
+    if x.n % 2:
+        raise TypingError(f"{x} has no halves")
+    vector = Vector(x.elt, x.n // 2)
+    lanes = range(vector.n, x.n) if high else range(vector.n)
+    return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], args[0], lanes)
+
+
 @primitive
 def low_half(tc: Any, x: Any) -> Any:
     """The first half of the lanes."""
-    vector = Vector(x.elt, x.n // 2)
-    return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], args[0], range(x.n // 2))
+    return halve(x, high=False)
 
 
 @primitive
 def high_half(tc: Any, x: Any) -> Any:
     """The second half of the lanes."""
-    vector = Vector(x.elt, x.n // 2)
-    return vector(x), lambda context, builder, sig, args: shuffle(
-        builder, args[0], args[0], range(x.n // 2, x.n)
-    )
+    return halve(x, high=True)
 
 
 @primitive

@@ -25,16 +25,16 @@ NEAREST = np.dtype([("off", "<u2"), ("far", "u1")])
 KERNELS = MappingProxyType(
     {
         "compare": {
-            "q8_0": "refimpl.quants.deviation_jit",
-            "q5_0": "refimpl.quants.deviation_jit",
-            "q4_k": "refimpl.quants.deviation_jit",
-            "q6_k": "refimpl.quants.deviation_jit",
+            "q8_0": "refimpl.quants.deviation_simd",
+            "q5_0": "refimpl.quants.deviation_simd",
+            "q4_k": "refimpl.quants.deviation_simd",
+            "q6_k": "refimpl.quants.deviation_simd",
         },
         "nearest": {
             "q8_0": "refimpl.quants.rounding_jit",
             "q5_0": "refimpl.quants.rounding_jit",
-            "q4_k": "refimpl.quants.rounding_jit",
-            "q6_k": "refimpl.quants.rounding_jit",
+            "q4_k": "refimpl.quants.rounding_simd",
+            "q6_k": "refimpl.quants.rounding_simd",
         },
     }
 )

@@ -158,10 +158,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
     for block in range(raw.size // BYTES):
         at = block * BYTES
         prefetch(raw, at + 4096)
-        d = decode_half(reinterpret(load(raw, at, 4), np.uint16))
-        scales, mins = unpack_scales(raw, at + 4)
-        store(steps, 0, first(d) * convert(scales, np.float32))
-        store(offsets, 0, first(high_half(d)) * convert(mins, np.float32))
+        read_scales(raw, at, steps, offsets)
         for pair in range(4):
             q = load(raw, at + QS + 32 * pair, 32)
             i = block * 256 + 64 * pair
@@ -170,3 +167,12 @@ def dequantize(raw: Bytes, out: Floats) -> None:
             store(out, i, step * convert(low, np.float32) - offset)
             step, offset = get(steps, 2 * pair + 1), get(offsets, 2 * pair + 1)
             store(out, i + 32, step * convert(high, np.float32) - offset)
+
+
+@inlined
+def read_scales(raw: Bytes, at: int, steps: Scratch, offsets: Scratch) -> None:
+    """d*scale and dmin*min of a block's 8 sub-blocks."""
+    d = decode_half(reinterpret(load(raw, at, 4), np.uint16))
+    scales, mins = unpack_scales(raw, at + 4)
+    store(steps, 0, first(d) * convert(scales, np.float32))
+    store(offsets, 0, first(high_half(d)) * convert(mins, np.float32))

@@ -112,21 +112,43 @@ def write_block(x: Floats, block: int, scales: Scratch, lane: int, steps: Scratc
     store(out, at + SCALES, convert(code, np.uint8))
     store(out, at + D, reinterpret(d, np.uint8))
     for half in range(2):
-        write_half(x, block * 256 + 128 * half, steps, 8 * half, out, at + 64 * half, at + QH + 32 * half)
+        codes = round_half(x, block * 256 + 128 * half, steps, 8 * half)
+        write_half(codes, out, at + 64 * half, at + QH + 32 * half)
     return bool(mask_bits(step == ZERO))
 
 
 @inlined
-def write_half(x: Floats, i: int, steps: Scratch, j: int, out: Bytes, ql: int, qh: int) -> None:
+def write_half(codes: tuple[Lanes, Lanes, Lanes, Lanes], out: Bytes, ql: int, qh: int) -> None:
     """128 codes: low 4 bits of two weights 64 apart share a byte of ql, high 2 bits of four a byte of qh."""
-    a = round_codes(x, i, get(steps, j), get(steps, j + 1))
-    b = round_codes(x, i + 32, get(steps, j + 2), get(steps, j + 3))
-    c = round_codes(x, i + 64, get(steps, j + 4), get(steps, j + 5))
-    d = round_codes(x, i + 96, get(steps, j + 6), get(steps, j + 7))
+    a, b, c, d = codes
     low, two, four, six = np.uint8(15), np.uint8(2), np.uint8(4), np.uint8(6)
     store(out, ql, (a & low) | (c << four))
     store(out, ql + 32, (b & low) | (d << four))
     store(out, qh, (a >> four) | ((b >> four) << two) | ((c >> four) << four) | ((d >> four) << six))
+
+
+@inlined
+def read_half(raw: Bytes, ql: int, qh: int) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """128 codes, uint8 [32] each: the inverse of write_half."""
+    low, next_low, high = load(raw, ql, 32), load(raw, ql + 32, 32), load(raw, qh, 32)
+    two, four, ones, twos = np.uint8(2), np.uint8(4), np.uint8(15), np.uint8(0x30)
+    return (
+        (low & ones) | ((high << four) & twos),
+        (next_low & ones) | ((high << two) & twos),
+        (low >> four) | (high & twos),
+        (next_low >> four) | ((high >> two) & twos),
+    )
+
+
+@inlined
+def round_half(x: Floats, i: int, steps: Scratch, j: int) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """The codes of 128 weights under 8 steps, uint8 [32] each."""
+    return (
+        round_codes(x, i, get(steps, j), get(steps, j + 1)),
+        round_codes(x, i + 32, get(steps, j + 2), get(steps, j + 3)),
+        round_codes(x, i + 64, get(steps, j + 4), get(steps, j + 5)),
+        round_codes(x, i + 96, get(steps, j + 6), get(steps, j + 7)),
+    )
 
 
 @inlined
@@ -147,24 +169,22 @@ def dequantize(raw: Bytes, out: Floats) -> None:
     for block in range(raw.size // BYTES):
         at = block * BYTES
         prefetch(raw, at + 4096)
-        d = first(decode_half(reinterpret(load(raw, at + D, 2), np.uint16)))
-        scales = reinterpret(load(raw, at + SCALES, 16), np.int8)
-        store(steps, 0, d * convert(convert(scales, np.int32), np.float32))
+        read_scales(raw, at, steps)
         for half in range(2):
-            read_half(
-                raw, at + 64 * half, at + QH + 32 * half, steps, 8 * half, out, block * 256 + 128 * half
-            )
+            a, b, c, d = read_half(raw, at + 64 * half, at + QH + 32 * half)
+            i, j = block * 256 + 128 * half, 8 * half
+            scale(steps, j, a, out, i)
+            scale(steps, j + 2, b, out, i + 32)
+            scale(steps, j + 4, c, out, i + 64)
+            scale(steps, j + 6, d, out, i + 96)
 
 
 @inlined
-def read_half(raw: Bytes, ql: int, qh: int, steps: Scratch, j: int, out: Floats, i: int) -> None:
-    """128 weights: the inverse of write_half."""
-    low, next_low, high = load(raw, ql, 32), load(raw, ql + 32, 32), load(raw, qh, 32)
-    four, ones, twos = np.uint8(4), np.uint8(15), np.uint8(0x30)
-    scale(steps, j, (low & ones) | ((high << four) & twos), out, i)
-    scale(steps, j + 2, (next_low & ones) | ((high << np.uint8(2)) & twos), out, i + 32)
-    scale(steps, j + 4, (low >> four) | (high & twos), out, i + 64)
-    scale(steps, j + 6, (next_low >> four) | ((high >> np.uint8(2)) & twos), out, i + 96)
+def read_scales(raw: Bytes, at: int, steps: Scratch) -> None:
+    """d*scale of a block's 16 sub-blocks."""
+    d = first(decode_half(reinterpret(load(raw, at + D, 2), np.uint16)))
+    scales = reinterpret(load(raw, at + SCALES, 16), np.int8)
+    store(steps, 0, d * convert(convert(scales, np.int32), np.float32))
 
 
 @inlined

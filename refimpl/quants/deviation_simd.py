@@ -1,0 +1,104 @@
+"""Decode and compare with the source on explicit vectors: the bits of deviation_jit at memory speed.
+
+A tile of rows is decoded into a buffer that stays in the second-level cache, and compared there. 32 float64
+lanes add d² and x², lane l the weights l, l + 32, … of a block; halves are then added until one lane is left.
+"""
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum
+from refimpl.arith.simd_lanes import as_float32, convert, first, high_half, low_half
+from refimpl.arith.simd_memory import load
+from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.quants.search_simd import find_largest
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+
+TILE = 1 << 16  # weights decoded at a time
+DECODERS = MappingProxyType({f.id: f"refimpl.quants.{f.name}_simd" for f in (Q4_K, Q5_0, Q6_K, Q8_0)})
+
+
+def compare(
+    raw: Bytes,
+    id: int,
+    weights: int,
+    bits: NDArray[np.uint16],
+    values: Floats,
+    sse: Doubles,
+    sums: Doubles,
+    max_abs: Floats,
+    worst: NDArray[np.int32],
+) -> None:
+    """Compare rows of blocks with their source: the arguments and results of deviation_jit.compare."""
+    source: NDArray[Any] = bits if bits.size else values
+    n, step = source.shape[1], max(1, TILE // source.shape[1])
+    room = np.empty(min(step, len(raw)) * n + 16, np.float32)
+    start = -room.ctypes.data % 64 // 4
+    decode = import_module(DECODERS[id]).dequantize
+    for row in range(0, len(raw), step):
+        rows = slice(row, min(row + step, len(raw)))
+        tile = room[start : start + (rows.stop - row) * n].reshape(-1, n)
+        decode(raw[rows], tile)
+        measure(tile, source[rows], weights, sse[rows], sums[rows], max_abs[rows], worst[rows])
+
+
+@jit
+def measure(
+    y: Floats,
+    source: NDArray[Any],
+    weights: int,
+    sse: Doubles,
+    sums: Doubles,
+    max_abs: Floats,
+    worst: NDArray[np.int32],
+) -> None:
+    """Compare decoded rows with their source.
+
+    y       : [R, n] float32
+    source  : [R, n] uint16 (bf16 bits) or float32
+    weights : of a block
+    sse     : [R, NB] float64 or [0, 0], written
+    sums    : [R, 3] float64, max_abs : [R] float32, worst : [R] int32, all written
+    """
+    rows, n = y.shape
+    for row in range(rows):
+        largest = fill(np.float32(0), 32)
+        total, power, most, at = 0.0, 0.0, -1.0, 0
+        for block in range(n // weights):
+            errors, squares = fill(0.0, 32), fill(0.0, 32)
+            start = row * n + block * weights
+            for i in range(start, start + weights, 32):
+                x = as_float32(load(source, i, 32))
+                d = load(y, i, 32) - x
+                largest = maximum(absolute(d), largest)
+                d64, x64 = convert(d, np.float64), convert(x, np.float64)
+                errors += d64 * d64
+                squares += x64 * x64
+            error = fold(errors)
+            if sse.size:
+                sse[row, block] = error
+            total += error
+            power += fold(squares)
+            if error > most or (error != error and most == most):  # NaN is larger than any number
+                most, at = error, block
+        sums[row, 0], sums[row, 1], sums[row, 2] = total, power, most
+        max_abs[row] = first(find_largest(largest)) if total == total else np.float32(np.nan)
+        worst[row] = at
+
+
+@inlined
+def fold(lanes: Lanes) -> Any:
+    """32 lanes to one by adding halves: l and l + 16, then l and l + 8, 4, 2, 1."""
+    v = low_half(lanes) + high_half(lanes)
+    v = low_half(v) + high_half(v)
+    v = low_half(v) + high_half(v)
+    v = low_half(v) + high_half(v)
+    return first(low_half(v) + high_half(v))
