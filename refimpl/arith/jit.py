@@ -8,7 +8,9 @@ named by a hash of all sources of the package.
 
 import hashlib
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,16 +51,31 @@ def cache_dir() -> Path | None:
 
 
 CACHE_DIR = cache_dir()
+_DECORATING = (
+    threading.Lock()
+)  # Numba takes the directory from a global, and threads import kernels when they need them
 
 
 def jit(function: F) -> F:
     """Compile a kernel at its first call, with refimpl's options, cached on disk."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = "" if CACHE_DIR is None else str(CACHE_DIR)
-    try:
-        kernel = numba.njit(
-            function, fastmath=False, error_model="numpy", nogil=True, cache=CACHE_DIR is not None
-        )
-    finally:
-        numba.config.CACHE_DIR = before
+    with _DECORATING:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = "" if CACHE_DIR is None else str(CACHE_DIR)
+        try:
+            kernel = numba.njit(
+                function, fastmath=False, error_model="numpy", nogil=True, cache=CACHE_DIR is not None
+            )
+        finally:
+            numba.config.CACHE_DIR = before
     return kernel
+
+
+def announce_compiling() -> None:
+    """Say on stderr that kernels are about to be compiled, and where they are kept; nothing when they are cached."""
+    if CACHE_DIR is None:
+        text = "compiling kernels for this CPU; no directory is writable, so the next run will compile again"
+    elif any(CACHE_DIR.rglob("*.nbi")):
+        return
+    else:
+        text = f"compiling kernels for this CPU, once; they are kept in {CACHE_DIR}"
+    print(text, file=sys.stderr, flush=True)

@@ -23,7 +23,11 @@ from refimpl.report.progress import progress_bar
 __all__ = ["byte_count", "main", "progress_bar"]
 
 COMMANDS = {
+    "demo": "The whole story on the embedded model: quantize, verify, corrupt one bit, verify again, explain.",
     "inspect": "Say what a model file holds: header, sizes, census, recipe, parameters and their labels.",
+    "verify": "Check a quantized GGUF against the BF16 checkpoint that it claims to come from.",
+    "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
+    "selftest": "Break the embedded model in every known way, and check that verify names the damage.",
 }
 
 _CODES = {1: "failed", 2: "usage", 3: "bad-file", 4: "unsupported"}

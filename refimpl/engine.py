@@ -1,0 +1,48 @@
+"""Map work units over threads and hand the results back in order.
+
+The kernels release the GIL, so threads are enough on one machine. Results come back in the units' order
+whatever the number of threads, and at most a few units are in flight, so memory stays bounded.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+U = TypeVar("U")
+R = TypeVar("R")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_units(units: Iterable[U], work: Callable[[U], R], jobs: int | None = None) -> Iterator[tuple[U, R]]:
+    """Yield (unit, work(unit)) in order, with up to `jobs` units at work and two more waiting.
+
+    jobs : threads; None means one per core. With 1 the work runs in the calling thread.
+    Raises what `work` raises; the units behind it are then dropped.
+    """
+    jobs = jobs or cores()
+    if jobs == 1:
+        for unit in units:
+            yield unit, work(unit)
+        return
+    waiting: deque[tuple[U, Future[R]]] = deque()
+    with ThreadPoolExecutor(jobs, thread_name_prefix="refimpl") as pool:
+        try:
+            for unit in units:
+                waiting.append((unit, pool.submit(work, unit)))
+                if len(waiting) >= jobs + 2:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,216 @@
+"""One block, taken apart: fields, scales, codes, values, and the source's values beside them."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl import quants
+from refimpl.arith.bits import decode_half
+from refimpl.errors import Unsupported, Usage
+from refimpl.files import names
+from refimpl.files import source as model_files
+from refimpl.files.gguf import Gguf
+from refimpl.files.safetensors import Checkpoint
+from refimpl.files.source import Tensor
+from refimpl.quants import q4_k, q5_0, q6_k
+from refimpl.quants.formats import formats
+from refimpl.verifier.experts import map_experts
+from refimpl.verifier.job import Job, Task
+from refimpl.verifier.requantize import widen
+
+PLAIN_VALUES = 32  # values of an unquantized tensor that count as a block here
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the block as stored."""
+
+    name: str
+    start: int  # byte within the block
+    stored: str  # hex
+    expected: str | None  # hex, what the encoder writes for the source block; None without a source
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Sub:
+    """Weights that share a scale: w = step * code - offset."""
+
+    scale: int | None  # the integer that multiplies d, where the format has one
+    min: int | None
+    step: float
+    offset: float
+    codes: list[int]
+    rmse: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A block and its source. Values are float32, in stored order; errors are value - source."""
+
+    tensor: str
+    format: str
+    block: int
+    expert: int | None
+    row: int  # within the expert or the tensor
+    column: int  # of the block's first weight
+    offset: int  # absolute, in bytes
+    part: str  # the file
+    fields: list[Field]
+    subs: list[Sub]
+    values: list[float]
+    source_name: str | None
+    source: list[float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `explain --json`; JSON has no NaN and no Inf, they become null."""
+        document = asdict(self)
+        for name in ("values", "source"):
+            document[name] = document[name] and [_finite(v) for v in document[name]]
+        for sub in document["subs"]:
+            sub |= {name: _finite(sub[name]) for name in ("step", "offset", "rmse")}
+        return document
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def explain(
+    file: str | os.PathLike[str], tensor: str, block: int, source: str | os.PathLike[str] | None = None
+) -> Explanation:
+    """Take one block of a tensor apart.
+
+    block  : index within the whole tensor
+    source : the checkpoint, to lay its values and the encoder's bytes beside the stored ones
+    Raises Usage for a tensor or block that the file does not have.
+    """
+    with model_files.open(file) as f:
+        if tensor not in f.tensors:
+            raise Usage(f"{f.path} has no tensor {tensor!r}")
+        t = f.tensors[tensor]
+        weights = t.format.weights if t.format.weights > 1 else min(PLAIN_VALUES, t.n)
+        if t.format.name not in formats or t.n % weights:
+            raise Unsupported(f"{tensor} is {t.format.name}, which refimpl does not decode")
+        per_row = t.n // weights
+        if not 0 <= block < t.rows * per_row:
+            raise Usage(f"{tensor} has blocks 0 to {t.rows * per_row - 1:,}, not {block:,}")
+        row, column = divmod(block, per_row)
+        size = weights // t.format.weights * t.format.block.itemsize
+        raw = f.read(tensor, slice(row, row + 1))[:, column * size : (column + 1) * size]
+        place = slice(column * weights, (column + 1) * weights)
+        source_name = want = x = None
+        if source is not None:
+            with model_files.open(source) as s:
+                source_name, x = _source_block(f, s, t, row, place)
+            want = quants.quantize(x, t.format)
+        rows = t.rows // t.shape[0] if len(t.shape) == 3 else t.rows
+        return Explanation(
+            tensor=tensor,
+            format=t.format.name,
+            block=block,
+            expert=row // rows if len(t.shape) == 3 else None,
+            row=row % rows,
+            column=place.start,
+            offset=t.offset + block * size,
+            part=f.parts[t.part],
+            fields=_fields(t, raw, want),
+            subs=_subs(t, raw, x),
+            values=quants.dequantize(raw, t.format)[0].tolist(),
+            source_name=source_name,
+            source=None if x is None else x[0].tolist(),
+        )
+
+
+def _source_block(
+    f: Gguf | Checkpoint, s: Gguf | Checkpoint, t: Tensor, row: int, place: slice
+) -> tuple[str, NDArray[np.float32]]:
+    """Name and values [1, weights] of the source block, through the expert map."""
+    if not isinstance(f, Gguf):
+        raise Unsupported(f"{f.path}: only a GGUF can be laid beside its source")
+    job = Job(f, s, names.hparams(f), names.hparams(s))
+    link = names.link(t.name, job.hp)
+    if link is None:
+        raise Unsupported(f"{t.name} has no counterpart in a checkpoint")
+    if job.kept(link) is None:
+        job.maps, _ = map_experts(job)
+    rows = names.source_rows(s, link, job.hp_source, slice(row, row + 1), job.kept(link))
+    task = Task(t, link)
+    return job.sources(link)[row // task.rows if task.stacked else 0], widen(rows)[:, place].copy()
+
+
+def _fields(t: Tensor, raw: NDArray[np.uint8], want: NDArray[np.uint8] | None) -> list[Field]:
+    """The record's fields, in stored order."""
+    block = t.format.block
+    if block.names is None:
+        hexes = [None if b is None else b.tobytes().hex() for b in (raw, want)]
+        return [
+            Field(
+                "values",
+                0,
+                hexes[0] or "",
+                hexes[1],
+                f"{raw.size // block.itemsize} values of {t.format.name}",
+            )
+        ]
+    said = []
+    for name in block.names:
+        dtype, start = block.fields[name][:2]  # type: ignore[index]
+        stored = raw[0, start : start + dtype.itemsize]
+        expected = None if want is None else want[0, start : start + dtype.itemsize].tobytes().hex()
+        said.append(Field(name, start, stored.tobytes().hex(), expected, _meaning(name, stored)))
+    return said
+
+
+def _meaning(name: str, stored: NDArray[np.uint8]) -> str:
+    if name in ("d", "dmin"):
+        what = "scale of the scales" if name == "d" else "scale of the mins"
+        return f"{what}, fp16: {float(decode_half(stored.view(np.uint16))[0]):.6g}"
+    return {
+        "scales": "scales (and mins) of the sub-blocks",
+        "qs": "codes",
+        "ql": "codes, lower bits",
+        "qh": "codes, upper bits",
+    }[name]
+
+
+def _subs(t: Tensor, raw: NDArray[np.uint8], x: NDArray[np.float32] | None) -> list[Sub]:
+    """Scales and codes, sub-block by sub-block."""
+    if t.format.block.names is None:
+        return []
+    record = raw.reshape(-1).view(t.format.block)
+    scales: NDArray[Any] | None = None
+    mins: NDArray[Any] | None = None
+    if t.format.name == "q4_k":
+        scales, mins = q4_k.unpack_scales(record["scales"])
+        step, offset = q4_k.scale_subs(record)
+        codes = q4_k.unpack_codes(record["qs"]).astype(int)
+    elif t.format.name == "q6_k":
+        scales, step = record["scales"], q6_k.scale_subs(record)
+        offset = np.zeros_like(step)
+        codes = q6_k.unpack_codes(record).reshape(1, -1).astype(int) - 32
+    else:
+        step = decode_half(record["d"].view(np.uint16))[:, None]
+        offset = np.zeros_like(step)
+        codes = (q5_0.unpack_codes(record) - 16 if t.format.name == "q5_0" else record["qs"]).astype(int)
+    count = step.shape[1]
+    parts = codes.reshape(count, -1)
+    error = None
+    if x is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = (quants.dequantize(raw, t.format).astype(np.float64) - x).reshape(count, -1)
+    return [
+        Sub(
+            scale=None if scales is None else int(scales[0, j]),
+            min=None if mins is None else int(mins[0, j]),
+            step=float(step[0, j]),
+            offset=float(offset[0, j]),
+            codes=parts[j].tolist(),
+            rmse=None if error is None else float(np.sqrt(np.square(error[j]).mean())),
+        )
+        for j in range(count)
+    ]

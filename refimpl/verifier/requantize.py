@@ -1,0 +1,256 @@
+"""Encode the source again and compare with the file, block by block.
+
+A unit is some rows of one expert (or of one plain tensor). Blocks whose bytes equal the reference encoder's
+are done; every other block is put into exactly one class, worst first:
+
+    nan     a scale of the block is NaN or Inf
+    zero    d = 0 although the source block is not zero
+    error   its squared error exceeds ERROR_LIMIT times the plain encoder's on the same source block
+    far     a code lies two or more steps from the nearest under the stored scales
+    off     a code lies one step from the nearest under the stored scales
+    search  every code is nearest: another scale search (an imatrix, another build) made this block
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl import quants
+from refimpl.quants.formats import Format
+from refimpl.verifier.job import Task
+
+CLASSES = ("nan", "zero", "error", "far", "off", "search")
+ERROR_LIMIT = (
+    25.0  # times the plain encoder's squared error: five times its rmse; an imatrix can cost that much
+)
+KEEP = 8  # blocks remembered per class and expert; the counts go on
+EXACT = frozenset({"f32", "f16", "bf16"})  # unquantized: copied or not
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows [start, stop) of a task's tensor, all of one expert (None: the tensor is not stacked)."""
+
+    task: Task
+    expert: int | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One block that differs: what the file holds and what the encoder would have written."""
+
+    block: int  # within the whole tensor
+    byte: int  # first differing byte within the block
+    stored: int
+    expected: int
+    off: int  # codes off-nearest
+    far: int  # in code steps
+    ratio: float  # squared error over the plain encoder's
+
+
+@dataclass
+class Tally:
+    """What was counted for one expert of one tensor; merges associatively, in row order."""
+
+    weights: int = 0
+    blocks: int = 0
+    differ: int = 0  # from the encoder as asked for (build, imatrix)
+    differ_plain: int = 0  # from the same encoder without the imatrix
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0))
+    suspects: dict[str, list[Suspect]] = field(default_factory=lambda: {c: [] for c in CLASSES})
+    ratio: float = 0.0  # worst error ratio over the blocks that differ
+    overflow: int = 0  # finite source values that the file's float type holds as Inf
+    underflow: int = 0  # non-zero source values that it holds as 0
+    sse: list[NDArray[np.float64]] = field(default_factory=list)  # per row
+    ssx: list[NDArray[np.float64]] = field(default_factory=list)
+    max_abs: float = 0.0
+    worst_block: int | None = None
+    worst_sse: float = -1.0
+    source_not_finite: tuple[int, int] | None = None  # first row and column where the source is NaN or Inf
+
+    def merge(self, other: "Tally") -> None:
+        """Add the tally of the rows that follow."""
+        self.weights += other.weights
+        self.blocks += other.blocks
+        self.differ += other.differ
+        self.differ_plain += other.differ_plain
+        self.overflow += other.overflow
+        self.underflow += other.underflow
+        self.ratio = max(self.ratio, other.ratio)
+        for name in CLASSES:
+            self.counts[name] += other.counts[name]
+            self.suspects[name] = (self.suspects[name] + other.suspects[name])[:KEEP]
+        self.source_not_finite = self.source_not_finite or other.source_not_finite
+        self.sse += other.sse
+        self.ssx += other.ssx
+        self.max_abs = _larger(self.max_abs, other.max_abs)
+        if other.worst_sse > self.worst_sse:
+            self.worst_sse, self.worst_block = other.worst_sse, other.worst_block
+
+    def sums(self) -> tuple[float, float]:
+        """Exactly rounded sums of squared errors and of squared source values (so in any partition)."""
+        return _fsum(self.sse), _fsum(self.ssx)
+
+
+def _fsum(parts: list[NDArray[np.float64]]) -> float:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    return math.fsum(values.tolist()) if np.isfinite(values).all() else math.nan
+
+
+def _larger(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def check_rows(
+    raw: NDArray[np.uint8],
+    fmt: Format,
+    source: NDArray[np.uint16] | NDArray[np.float32],
+    first_block: int,
+    imatrix: NDArray[np.float32] | None,
+    build: str,
+) -> Tally:
+    """Compare rows of the file with the source rows they claim to encode.
+
+    raw         : [R, bytes] uint8 as stored
+    source      : [R, n] uint16 (bf16 bits) or float32
+    first_block : index of raw[0]'s first block within the tensor
+    imatrix     : [n] float32, or None
+    Raises quants.NotFinite where the source holds NaN or Inf.
+    """
+    x = widen(source)
+    want = quants.quantize(x, fmt, imatrix=imatrix, build=build)
+    tally = Tally(weights=x.size, blocks=x.size // fmt.weights)
+    same = np.array_equal(raw, want)
+    if fmt.name in EXACT:
+        _count_floats(tally, raw, want, fmt, x, first_block)
+        return tally
+    rows = quants.compare(raw, fmt, source)
+    tally.sse.append(rows["sse"].copy())
+    tally.ssx.append(rows["ssx"].copy())
+    tally.max_abs = float(rows["max_abs"].max())
+    worst = int(np.argmax(rows["worst_sse"]))
+    tally.worst_sse = float(rows["worst_sse"][worst])
+    per_row = x.shape[1] // fmt.weights
+    tally.worst_block = first_block + worst * per_row + int(rows["worst_block"][worst])
+    if not same:
+        _classify_blocks(tally, raw, want, fmt, source, x, first_block, imatrix, build)
+    elif imatrix is not None:
+        tally.differ_plain = tally.blocks if x.any() else 0  # not tried: these bytes have their explanation
+    return tally
+
+
+def widen(source: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """bf16 bits to float32; float32 as it is."""
+    if source.dtype == np.uint16:
+        x = np.empty(source.shape, np.uint32)
+        np.left_shift(source, 16, out=x, dtype=np.uint32)
+        return x.view(np.float32)
+    return source.astype(np.float32, copy=False)
+
+
+def _count_floats(
+    tally: Tally,
+    raw: NDArray[np.uint8],
+    want: NDArray[np.uint8],
+    fmt: Format,
+    x: NDArray[np.float32],
+    first_block: int,
+) -> None:
+    """Unquantized rows: equal to the source after the declared conversion, or not."""
+    if np.array_equal(raw, want) and fmt.name != "f16":
+        tally.sse.append(np.zeros(len(x)))
+        tally.ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        return
+    got = quants.dequantize(raw, fmt)
+    finite = np.isfinite(got)
+    tally.counts["nan"] = int(got.size - finite.sum())
+    tally.overflow = int((np.isinf(got) & np.isfinite(x)).sum())
+    tally.underflow = int(((got == 0) & (x != 0)).sum())
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = got.astype(np.float64) - x
+        tally.sse.append(np.square(error).sum(axis=1))
+        tally.ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        tally.max_abs = float(np.abs(error).max()) if finite.all() else math.nan
+    size = fmt.block.itemsize
+    differ = (raw.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)
+    tally.differ = tally.differ_plain = int(differ.sum())
+    tally.counts["error"] = tally.differ
+    flat, wanted = raw.reshape(-1, size), want.reshape(-1, size)
+    for i in np.flatnonzero(~finite.reshape(-1))[:KEEP]:
+        tally.suspects["nan"].append(_suspect(int(i), first_block, flat, wanted))
+    for i in np.flatnonzero(differ)[:KEEP]:
+        tally.suspects["error"].append(_suspect(int(i), first_block, flat, wanted))
+
+
+def zeroed(raw: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Blocks whose d is 0 although their source is not: [R, NB]."""
+    d = raw.view(fmt.block)["d"].reshape(len(x), -1)
+    zero: NDArray[np.bool_] = (d == 0) & (x.reshape(*d.shape, fmt.weights) != 0).any(axis=2)
+    return zero
+
+
+def _suspect(
+    i: int,
+    first_block: int,
+    raw: NDArray[np.uint8],
+    want: NDArray[np.uint8],
+    off: int = 0,
+    far: int = 0,
+    ratio: float = 0.0,
+) -> Suspect:
+    unequal = np.flatnonzero(raw[i] != want[i])
+    byte = int(unequal[0]) if len(unequal) else 0
+    return Suspect(first_block + i, byte, int(raw[i, byte]), int(want[i, byte]), off, far, ratio)
+
+
+def _classify_blocks(
+    tally: Tally,
+    raw: NDArray[np.uint8],
+    want: NDArray[np.uint8],
+    fmt: Format,
+    source: NDArray[np.uint16] | NDArray[np.float32],
+    x: NDArray[np.float32],
+    first_block: int,
+    imatrix: NDArray[np.float32] | None,
+    build: str,
+) -> None:
+    """Put every block that differs into its class."""
+    size, per_row = fmt.block.itemsize, x.shape[1] // fmt.weights
+    differ = (raw.reshape(-1, per_row, size) != want.reshape(-1, per_row, size)).any(axis=2)
+    rows = np.flatnonzero(differ.any(axis=1))
+    raw, source, x, differ = raw[rows], source[rows], x[rows], differ[rows]
+    plain = want[rows] if imatrix is None else quants.quantize(x, fmt, build=build)
+    tally.differ = int(differ.sum())
+    tally.differ_plain = int((raw.reshape(-1, size) != plain.reshape(-1, size)).any(axis=1).sum())
+
+    sse, sse_plain = np.empty(differ.shape), np.empty(differ.shape)
+    quants.compare(raw, fmt, source, sse=sse)
+    quants.compare(plain, fmt, source, sse=sse_plain)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(sse > sse_plain, sse / sse_plain, np.where(sse <= sse_plain, 1.0, np.inf))
+    near = quants.nearest(raw, fmt, x)
+
+    kind = np.full(differ.shape, CLASSES.index("search"))
+    kind[near["off"] > 0] = CLASSES.index("off")
+    kind[near["far"] > 1] = CLASSES.index("far")
+    kind[ratio > ERROR_LIMIT] = CLASSES.index("error")
+    kind[zeroed(raw, fmt, x)] = CLASSES.index("zero")
+    kind[quants.scale_defects(raw, fmt)] = CLASSES.index("nan")
+    tally.ratio = float(ratio[differ].max())
+    raw, want = raw.reshape(-1, size), want[rows].reshape(-1, size)
+    for c, name in enumerate(CLASSES):
+        found = np.flatnonzero(differ & (kind == c))
+        tally.counts[name] = len(found)
+        for i in found[:KEEP]:
+            row, column = divmod(int(i), per_row)
+            place = first_block + int(rows[row]) * per_row + column - int(i)
+            here = near[row, column]
+            tally.suspects[name].append(
+                _suspect(
+                    int(i), place, raw, want, int(here["off"]), int(here["far"]), float(ratio[row, column])
+                )
+            )

@@ -1,0 +1,123 @@
+"""From counts to verdicts: one per expert, per tensor and for the file (design: worst wins).
+
+exact       every block's bytes are the reference encoder's
+copied      unquantized and equal to the source after the declared conversion
+rounded     every code is nearest under the stored scales; the scales come from another search
+equivalent  another quantizer all over: codes one step off in most blocks, error within the format's range
+degraded    the right tensor, damaged: a few deviating blocks, or more error than the format explains
+misplaced   the bytes encode another part of the source
+wrong       the bytes encode nothing in the source
+corrupt     NaN or Inf, or a region that is not whole
+unmatched   the source has nothing of this name;  missing: the source has it and the file does not
+"""
+
+import math
+
+from refimpl.files.source import Tensor
+from refimpl.quants.formats import Format
+from refimpl.verifier.findings import Finding
+from refimpl.verifier.requantize import EXACT, Suspect, Tally
+from refimpl.verifier.result import Errors
+
+MOST = 0.5  # of the blocks: a property of the tensor rather than damage
+UNRELATED = 0.9  # relative rmse from which bytes no longer resemble their source
+RARE = 0.01  # a share of differing blocks that damage could explain, were it not all over the file
+SAME_ERROR = 1.02  # error ratio up to which another build's near-tie explains a differing block
+
+
+def measure(tally: Tally) -> Errors:
+    """rmse, rmse relative to the source's rms, largest error and signal-to-noise ratio (dB)."""
+    sse, ssx = tally.sums()
+    if math.isnan(sse) or math.isnan(ssx) or not tally.weights:
+        return Errors(None, None, None, None, None)
+    worst = tally.worst_block if tally.worst_sse > 0 else None
+    return Errors(
+        rmse=math.sqrt(sse / tally.weights),
+        rel_rmse=math.sqrt(sse / ssx) if ssx else (0.0 if sse == 0 else None),
+        max_abs=tally.max_abs,
+        snr_db=10 * math.log10(ssx / sse) if sse and ssx else None,
+        worst_block=worst,
+    )
+
+
+def classify(tally: Tally, fmt: Format) -> str:
+    """The verdict that the counts alone allow; `misplaced` and `wrong` need a look at the source."""
+    counts = tally.counts
+    if counts["nan"] or tally.source_not_finite:
+        return "corrupt"
+    if fmt.name in EXACT:
+        return "degraded" if tally.differ else "copied"
+    if tally.differ == 0 or tally.differ_plain == 0:
+        return "exact"
+    if counts["zero"] or counts["error"] or counts["far"]:
+        return "degraded"
+    if counts["off"]:
+        return "equivalent" if counts["off"] > MOST * tally.blocks else "degraded"
+    return "rounded"
+
+
+def looks_foreign(tally: Tally, fmt: Format) -> bool:
+    """Is so much of it off that the bytes may belong to something else?"""
+    counts = tally.counts
+    if fmt.name in EXACT:
+        return tally.differ > MOST * tally.blocks
+    return counts["zero"] + counts["error"] + counts["far"] > MOST * tally.blocks
+
+
+def is_sporadic(tally: Tally) -> bool:
+    """A few blocks of another scale search with another error: damage, unless the whole file is like that."""
+    return tally.differ < RARE * tally.blocks and tally.ratio > SAME_ERROR
+
+
+def describe_damage(
+    tally: Tally, tensor: Tensor, expert: int | None, sporadic: bool = False
+) -> list[Finding]:
+    """Say what the blocks of each bad class look like, one finding a class, the first block as example."""
+    name, fmt = tensor.name, tensor.format
+    said = _float_ranges(tally, tensor)
+    for kind, code, phrase in _DAMAGE:
+        suspects, count = tally.suspects[kind], tally.counts[kind]
+        if not suspects or (kind == "search" and not sporadic):
+            continue
+        if fmt.name in EXACT:
+            code = "value-not-finite" if kind == "nan" else "value-differs"
+            phrase = "not finite" if kind == "nan" else "not the source's"
+        unit = "value" if fmt.name in EXACT else "block"
+        first = suspects[0]
+        where = "" if expert is None else f"expert {expert}, "
+        more = "" if count == 1 else f" (the first of {count:,} {unit}s like it)"
+        message = f"{where}{unit} {first.block:,}: {phrase}; {_detail(first)}{more}"
+        place = tensor.offset + first.block * fmt.block.itemsize + first.byte
+        said.append(Finding(code, "error", message, name, expert, first.block, place))
+    return said
+
+
+_DAMAGE = (
+    ("nan", "scale-not-finite", "a scale is NaN or Inf"),
+    ("zero", "zero-scale", "the scale is zero although the source is not"),
+    ("error", "block-error", "its error is more than five times what the format explains"),
+    ("far", "code-far-off", "codes lie two or more steps from the nearest"),
+    ("off", "code-off-nearest", "codes are not the nearest under the stored scales"),
+    ("search", "scale-changed", "its scales are not the encoder's, unlike those all around it"),
+)
+
+
+def _detail(s: Suspect) -> str:
+    parts = [f"byte {s.byte} is 0x{s.stored:02x}, the encoder writes 0x{s.expected:02x}"]
+    if s.off:
+        parts.append(f"{s.off} code{'s' * (s.off > 1)} off by up to {s.far} step{'s' * (s.far > 1)}")
+    if s.ratio > 1:
+        parts.append(f"error {math.sqrt(s.ratio):.3g} times the encoder's")
+    return ", ".join(parts)
+
+
+def _float_ranges(tally: Tally, tensor: Tensor) -> list[Finding]:
+    """Values that the file's float type cannot hold."""
+    said, kind = [], tensor.format.name
+    if tally.overflow:
+        message = f"{tally.overflow:,} finite source values are Inf in {kind}"
+        said.append(Finding("overflow", "error", message, tensor.name))
+    if tally.underflow:
+        message = f"{tally.underflow:,} non-zero source values are 0 in {kind}"
+        said.append(Finding("underflow", "warning", message, tensor.name))
+    return said

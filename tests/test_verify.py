@@ -1,0 +1,147 @@
+"""verify on llama.cpp's own files: verdicts, JSON, determinism, bounds."""
+
+import json
+
+import numpy as np
+import pytest
+
+import refimpl
+from refimpl.errors import BadFile, Unsupported, Usage
+from refimpl.files.golden import tiny_model
+from refimpl.verifier import mutate
+from refimpl.verifier.controls import KEPT, UP
+from refimpl.verifier.mutate import Copy
+from refimpl.verifier.run import verify
+
+GOLDEN = tiny_model()
+STOCK = GOLDEN / "tiny-q4_k_m.gguf"
+PROTECTED = GOLDEN / "tiny-q4_k_m-protected.gguf"
+IMATRIX = GOLDEN / "tiny-q4_k_m-imatrix.gguf"
+
+
+def verdicts(report, *, quantized=True):
+    return {t.verdict for t in report.tensors if (t.format not in ("f32", "f16", "bf16")) == quantized}
+
+
+@pytest.mark.parametrize("file", [STOCK, PROTECTED])
+def test_llama_cpp_output_is_exact_under_the_strict_build(file):
+    report = verify(file, GOLDEN)
+    assert report.passed and report.verdict == "exact"
+    assert verdicts(report) == {"exact"} and verdicts(report, quantized=False) == {"copied"}
+    assert report.findings == []
+
+
+def test_an_imatrix_file_is_rounded_without_the_imatrix():
+    report = verify(IMATRIX, GOLDEN)
+    assert report.passed and report.verdict == "rounded"
+    assert report.counts["rounded"] > report.counts.get("exact", 0)
+
+
+def test_an_imatrix_file_is_exact_with_the_imatrix():
+    report = verify(IMATRIX, GOLDEN, imatrix=GOLDEN / "imatrix.gguf", require="exact")
+    assert report.passed and report.verdict == "exact"
+
+
+def test_require_exact_fails_a_rounded_file():
+    assert not verify(IMATRIX, GOLDEN, require="exact").passed
+
+
+def test_the_wrong_imatrix_does_not_make_a_plain_file_fail():
+    report = verify(STOCK, GOLDEN, imatrix=GOLDEN / "imatrix.gguf")
+    assert report.passed and report.verdict == "exact"
+
+
+def test_recipes_are_named_and_enforced():
+    assert verify(PROTECTED, GOLDEN).recipe == "q4_k_m-protected"
+    assert verify(PROTECTED, GOLDEN, recipe="q4_k_m-protected").conforms is True
+    other = verify(PROTECTED, GOLDEN, recipe="q4_k_m")
+    assert other.conforms is False and not other.passed and other.verdict == "exact"
+    assert {f.code for f in other.findings} == {"recipe-mismatch"}
+
+
+def test_a_renumbered_child_passes_and_its_map_is_named(tmp_path):
+    copy = Copy(STOCK)
+    mutate.prune(copy, KEPT)
+    report = verify(copy.write(tmp_path / "child.gguf"), GOLDEN)
+    assert report.passed and report.verdict == "exact"
+    assert report.maps == {1: KEPT, 2: KEPT}
+    assert (report.experts, report.source_experts) == (12, 16)
+    assert [f.code for f in report.findings if f.severity == "note"] == ["experts-kept"]
+
+
+def test_a_bf16_gguf_serves_as_source(tmp_path):
+    copy = Copy(STOCK)
+    for name, part in copy.parts.items():
+        if part.format.name not in ("f32",):
+            mutate.replace_values(part, mutate.source_values(GOLDEN, name), refimpl.formats["bf16"])
+    report = verify(STOCK, copy.write(tmp_path / "bf16.gguf"))
+    assert report.verdict == "exact" and report.source_kind == "gguf"
+    assert verify(tmp_path / "bf16.gguf", GOLDEN).counts == {"copied": len(copy.parts)}
+
+
+def test_json_is_the_same_bytes_for_any_number_of_threads_and_memory(tmp_path):
+    copy = Copy(IMATRIX)
+    mutate.swap_experts(copy, [UP], 1, 2)
+    path = copy.write(tmp_path / "model.gguf")
+    runs = [
+        json.dumps(verify(path, GOLDEN, jobs=jobs, memory=memory).to_json())
+        for jobs, memory in ((1, 2 << 30), (2, 2 << 30), (8, 2 << 30), (2, 16 << 20))
+    ]
+    assert len(set(runs)) == 1
+
+
+def test_learned_rounding_is_equivalent_not_damage(tmp_path):
+    copy = Copy(STOCK)
+    rng = np.random.default_rng(3)
+    codes = copy[UP].raw.reshape(-1).view(copy[UP].format.block)["qs"]
+    low = codes & 15
+    nudge = rng.integers(-1, 2, low.shape) * (rng.random(low.shape) < 0.1)
+    codes[:] = (codes & 0xF0) | np.clip(low + nudge, 0, 15).astype(np.uint8)
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    assert report.passed and report.verdict == "equivalent"
+    assert {t.name: t.verdict for t in report.tensors}[UP] == "equivalent"
+
+
+def test_nan_in_the_source_is_named(tmp_path):
+    source = mutate.copy_source(GOLDEN, tmp_path / "source")
+    hf = "model.layers.1.mlp.experts.4.up_proj.weight"
+    mutate.set_source_value(source, hf, 256 * 9 + 5, 0x7FC0)
+    report = verify(STOCK, source)
+    assert not report.passed
+    [finding] = [f for f in report.findings if f.code == "source-not-finite"]
+    assert finding.tensor == UP and "row 9, column 5" in finding.message and hf in finding.message
+
+
+def test_the_api_is_the_documented_one():
+    report = refimpl.verify(str(STOCK), source=str(GOLDEN), recipe="q4_k_m")
+    assert report.verdict == "exact"
+    document = report.to_json()
+    assert list(document) == [
+        "refimpl", "file", "source", "recipe", "verdict", "passed", "build", "counts", "experts", "tensors",
+        "findings",
+    ]  # fmt: skip
+    assert document["tensors"][0].keys() >= {
+        "name",
+        "format",
+        "build",
+        "shape",
+        "source",
+        "verdict",
+        "blocks",
+    }
+
+
+def test_bad_arguments_are_usage_errors():
+    with pytest.raises(Usage):
+        verify(STOCK, GOLDEN, build="icc")
+    with pytest.raises(Usage):
+        verify(STOCK, GOLDEN, require="perfect")
+    with pytest.raises(Usage):
+        verify(STOCK, GOLDEN, recipe="no-such-recipe")
+
+
+def test_a_file_that_is_not_there_or_not_a_gguf_is_one_error(tmp_path):
+    with pytest.raises(BadFile):
+        verify(tmp_path / "none.gguf", GOLDEN)
+    with pytest.raises(Unsupported):
+        verify(GOLDEN, GOLDEN)
