@@ -82,6 +82,11 @@ def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
         yield name, got, getattr(bits, name)(values)
     for end in (with_nan, x):
         yield "find_not_finite", np.array(twin.find_not_finite(end)), np.array(bits.find_not_finite(end))
+    for values in (halves, bits.encode_bf16(x)):
+        out, want = poison(values.shape, np.float32), poison(values.shape, np.float32)
+        first = bits.widen_bf16s(values, want)
+        yield "widen_bf16s' index", np.array(twin.widen_bf16s(values, out)), np.array(first)
+        yield "widen_bf16s", out, want
 
 
 def check_floats(twin: ModuleType, draw: "Draw") -> Pairs:

@@ -107,3 +107,14 @@ def find_not_finite(x: NDArray[Any]) -> int:
     """
     at = np.flatnonzero(~np.isfinite(x))
     return int(at[0]) if at.size else -1
+
+
+def widen_bf16s(bits: NDArray[np.uint16], out: Floats) -> int:
+    """Widen bf16 bits, exactly, and find the first NaN or infinity among them.
+
+    bits   : [N] uint16
+    out    : [N] float32
+    return : its index, or -1
+    """
+    out[:] = decode_bf16(bits)
+    return find_not_finite(out)

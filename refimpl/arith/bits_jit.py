@@ -104,3 +104,22 @@ def find_not_finite(x: NDArray[np.float32]) -> int:
                 if bits[i] & np.uint32(0x7FFFFFFF) >= np.uint32(0x7F800000):
                     return i
     return -1
+
+
+@jit
+def widen_bf16s(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> int:
+    """Widen [N] bf16 bits to [N] float32; find the first NaN or infinity among them, or -1."""
+    wide = out.view(np.uint32)
+    first = -1
+    for start in range(0, bits.size, 4096):
+        end = min(start + 4096, bits.size)
+        largest = np.uint16(0)
+        for i in range(start, end):
+            wide[i] = np.uint32(bits[i]) << np.uint32(16)
+            largest = max(largest, np.uint16(bits[i] & np.uint16(0x7FFF)))
+        if largest >= np.uint16(0x7F80) and first < 0:
+            for i in range(start, end):
+                if bits[i] & np.uint16(0x7FFF) >= np.uint16(0x7F80):
+                    first = i
+                    break
+    return first

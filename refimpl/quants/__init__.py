@@ -77,7 +77,7 @@ def quantize(
 ) -> NDArray[np.uint8]:
     """Encode weights to the blocks of a format, byte for byte as ggml does.
 
-    x       : [..., n] float32
+    x       : [..., n] float32, or uint16: bf16 bits
     imatrix : [n] float32, or [E, n] for x [E, m, n]
     build   : whose compiler: "strict" rounds every operation
     out     : [..., bytes] uint8, or None: a new array
@@ -88,11 +88,10 @@ def quantize(
     fmt = find_codec(fmt)
     if build not in BUILDS:
         raise ValueError(f"build {build!r} is not supported; there is {', '.join(BUILDS)}")
-    _check(x, "x", np.float32, 1)
+    _check(x, "x", (np.float32, np.uint16), 1)
     size = fmt.row_bytes(x.shape[-1])
-    rows = np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
+    rows = _widen(np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1]), reference)
     importance = _importance(x.shape, imatrix)
-    _check_finite(rows, reference)
     out, flat = _output(out, (*x.shape[:-1], size), np.uint8)
     per_expert = max(1, len(rows) // max(1, len(importance)))
     if rows.size:
@@ -176,10 +175,11 @@ def _dequantize_by_kernel(rows: Array, fmt: Format, out: Array) -> None:
         import_module(KERNELS["dequantize"][fmt.name]).dequantize(rows, out)
 
 
-def _check(array: Any, name: str, dtype: Any, axes: int) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+def _check(array: Any, name: str, dtypes: Any, axes: int) -> None:
+    known = [np.dtype(d) for d in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+    if not isinstance(array, np.ndarray) or array.dtype not in known:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, not {kind}")
+        raise TypeError(f"{name} must be an array of {' or '.join(map(str, known))}, not {kind}")
     if array.ndim < axes:
         raise ValueError(f"{name} needs at least {axes} axes, but has the shape {array.shape}")
 
@@ -198,15 +198,18 @@ def _importance(shape: tuple[int, ...], imatrix: Array | None) -> NDArray[np.flo
     return np.ascontiguousarray(imatrix).reshape(-1, n)
 
 
-def _check_finite(rows: NDArray[np.float32], reference: bool) -> None:
-    if reference:
-        from refimpl.arith.bits import find_not_finite
+def _widen(rows: Array, reference: bool) -> NDArray[np.float32]:
+    """Rows as float32. Raises NotFinite for NaN and infinity."""
+    bits = import_module("refimpl.arith.bits" if reference else "refimpl.arith.bits_jit")
+    if rows.dtype == np.uint16:
+        narrow, rows = rows, allocate(rows.shape, np.float32)
+        at = int(bits.widen_bf16s(narrow.reshape(-1), rows.reshape(-1)))
     else:
-        from refimpl.arith.bits_jit import find_not_finite
-    at = int(find_not_finite(rows.reshape(-1)))
+        at = int(bits.find_not_finite(rows.reshape(-1)))
     if at >= 0:
         row, column = divmod(at, rows.shape[1])
         raise NotFinite(row, column, float(rows[row, column]))
+    return rows
 
 
 def _output(out: Array | None, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
