@@ -121,12 +121,10 @@ def check_rows(
     imatrix     : [n] float32, or None
     Raises quants.NotFinite where the source holds NaN or Inf.
     """
-    x = widen(source)
-    want = quants.quantize(x, fmt, imatrix=imatrix, build=build)
-    tally = Tally(weights=x.size, blocks=x.size // fmt.weights)
-    same = np.array_equal(raw, want)
+    want = quants.quantize(source, fmt, imatrix=imatrix, build=build)
+    tally = Tally(weights=source.size, blocks=source.size // fmt.weights)
     if fmt.name in EXACT:
-        _count_floats(tally, raw, want, fmt, x, first_block)
+        _count_floats(tally, raw, want, fmt, widen(source), first_block)
         return tally
     rows = quants.compare(raw, fmt, source)
     tally.sse.append(rows["sse"].copy())
@@ -134,12 +132,14 @@ def check_rows(
     tally.max_abs = float(rows["max_abs"].max())
     worst = int(np.argmax(rows["worst_sse"]))
     tally.worst_sse = float(rows["worst_sse"][worst])
-    per_row = x.shape[1] // fmt.weights
+    per_row = source.shape[1] // fmt.weights
     tally.worst_block = first_block + worst * per_row + int(rows["worst_block"][worst])
-    if not same:
-        _classify_blocks(tally, raw, want, fmt, source, x, first_block, imatrix, build)
+    if not np.array_equal(raw, want):
+        _classify_blocks(tally, raw, want, fmt, source, first_block, imatrix, build)
     elif imatrix is not None:
-        tally.differ_plain = tally.blocks if x.any() else 0  # not tried: these bytes have their explanation
+        tally.differ_plain = (
+            tally.blocks if rows["ssx"].any() else 0
+        )  # not tried: these bytes have their explanation
     return tally
 
 
@@ -213,16 +213,16 @@ def _classify_blocks(
     want: NDArray[np.uint8],
     fmt: Format,
     source: NDArray[np.uint16] | NDArray[np.float32],
-    x: NDArray[np.float32],
     first_block: int,
     imatrix: NDArray[np.float32] | None,
     build: str,
 ) -> None:
     """Put every block that differs into its class."""
-    size, per_row = fmt.block.itemsize, x.shape[1] // fmt.weights
+    size, per_row = fmt.block.itemsize, source.shape[1] // fmt.weights
     differ = (raw.reshape(-1, per_row, size) != want.reshape(-1, per_row, size)).any(axis=2)
     rows = np.flatnonzero(differ.any(axis=1))
-    raw, source, x, differ = raw[rows], source[rows], x[rows], differ[rows]
+    raw, source, differ = raw[rows], source[rows], differ[rows]
+    x = widen(source)
     plain = want[rows] if imatrix is None else quants.quantize(x, fmt, build=build)
     tally.differ = int(differ.sum())
     tally.differ_plain = int((raw.reshape(-1, size) != plain.reshape(-1, size)).any(axis=1).sum())
