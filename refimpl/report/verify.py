@@ -30,7 +30,7 @@ def print_report(report: Report, console: Console, seconds: float, peak: int) ->
 
     seconds : wall time of the run;  peak : peak memory in bytes
     """
-    errors = [f for f in report.findings if f.severity == "error"]
+    errors = _worst_first(report)
     if errors:
         _print_damage(report, errors, console)
     console.print(_headline(report))
@@ -49,6 +49,13 @@ def print_report(report: Report, console: Console, seconds: float, peak: int) ->
     console.print(_verdict_line(report, seconds, peak), width=min(console.width, WIDTH))
 
 
+def _worst_first(report: Report) -> list[Finding]:
+    """The findings that fail the run: those about the file, then by the verdict of their tensor."""
+    rank = {t.name: RANK[t.verdict] for t in report.tensors}
+    errors = [f for f in report.findings if f.severity == "error"]
+    return sorted(errors, key=lambda f: -rank.get(f.tensor or "", len(RANK)))
+
+
 def _headline(report: Report) -> Text:
     c = report.census
     parts = [
@@ -58,7 +65,7 @@ def _headline(report: Report) -> Text:
         f"{c.bits_per_weight:.2f} bits/weight",
     ]
     name = clean(report.file.rsplit("/", 1)[-1])
-    return Text.assemble((name, "bold"), "   ", " · ".join(parts))
+    return Text.assemble((name, "bold"), "\n", " · ".join(parts))
 
 
 def _stages(report: Report) -> list[tuple[str, str, str]]:
@@ -66,8 +73,7 @@ def _stages(report: Report) -> list[tuple[str, str, str]]:
     container = [f for f in report.stages["container"] if f.severity == "error"]
     rows = [("container", *_say(container, f"header, {len(report.tensors):,} regions, alignment, metadata"))]
     rows.append(("recipe", *_recipe(report)))
-    experts = [f for f in report.stages["experts"] if f.severity == "error"]
-    rows.append(("experts", *_say(experts, _experts(report))))
+    rows.append(("experts", *_experts(report)))
     compared = [t for t in report.tensors if t.blocks]
     if compared:
         text = (
@@ -92,12 +98,18 @@ def _recipe(report: Report) -> tuple[str, str]:
     return "failed", f"not {report.recipe}: {len(report.stages['recipe']):,} tensors of another type"
 
 
-def _experts(report: Report) -> str:
-    text = f"{report.experts} of {report.source_experts} in each of {len(report.maps)} MoE layers"
+def _experts(report: Report) -> tuple[str, str]:
+    errors = [f for f in report.stages["experts"] if f.severity == "error"]
+    moved = [(t, e) for t in report.tensors for e in t.experts if e.verdict == "misplaced"]
+    if errors:
+        return "failed", clean(errors[0].message)
+    if moved:
+        tensor, expert = moved[0]
+        return "failed", f"{len(moved):,} misplaced; the first: {clean(tensor.name)}, expert {expert.index}"
     straight = all(kept == sorted(kept) for kept in report.maps.values())
-    return (
-        f"{text}, {'in the source’s order' if straight else 'renumbered'}; router, bias, gate, up, down agree"
-    )
+    order = "in the source's order" if straight else "renumbered"
+    layers = f"in each of {len(report.maps)} MoE layers, {order}"
+    return "ok", f"{report.experts} of {report.source_experts} {layers}; router, bias, gate, up, down agree"
 
 
 def _fidelity(report: Report) -> tuple[str, str]:
