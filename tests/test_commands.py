@@ -15,7 +15,7 @@ from refimpl.verifier.controls import UP
 from refimpl.verifier.mutate import Copy
 
 GOLDEN = tiny_model()
-STOCK = str(GOLDEN / "tiny-q4_k_m.gguf")
+STOCK = str(GOLDEN / "stock.gguf")
 SOURCE = ["--source", str(GOLDEN)]
 
 
@@ -28,7 +28,7 @@ def check_schema(name, text):
 
 @pytest.fixture
 def damaged(tmp_path):
-    copy = Copy(GOLDEN / "tiny-q4_k_m.gguf")
+    copy = Copy(GOLDEN / "stock.gguf")
     copy[UP].block(77, 5)["qs"][0, 100] ^= 1
     return str(copy.write(tmp_path / "damaged.gguf"))
 
@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_the_right_exit_code(capsys, args, code):
 
 
 def test_a_hostile_tensor_name_cannot_write_to_the_terminal(capsys, tmp_path):
-    copy = Copy(GOLDEN / "tiny-q4_k_m.gguf")
+    copy = Copy(GOLDEN / "stock.gguf")
     name = "blk.0.\x1b]0;owned\x07\x1b[2Jattn"
     copy.parts = {name if n == UP else n: part for n, part in copy.parts.items()}
     assert run(["verify", str(copy.write(tmp_path / "model.gguf")), *SOURCE, "--quiet"]) == 1
@@ -116,7 +116,7 @@ def test_explain_json_values_are_step_times_code_minus_offset(capsys, name):
 
 
 def test_explain_maps_a_renumbered_expert_to_its_source(capsys, tmp_path):
-    copy = Copy(GOLDEN / "tiny-q4_k_m.gguf")
+    copy = Copy(GOLDEN / "stock.gguf")
     mutate.prune(copy, [7, 3, 11, 2])
     path = str(copy.write(tmp_path / "child.gguf"))
     assert run(["explain", path, UP, "--block", "256", *SOURCE, "--json"]) == 0
@@ -124,7 +124,7 @@ def test_explain_maps_a_renumbered_expert_to_its_source(capsys, tmp_path):
 
 
 def test_explain_a_corrupt_block_is_still_json(capsys, tmp_path):
-    copy = Copy(GOLDEN / "tiny-q4_k_m.gguf")
+    copy = Copy(GOLDEN / "stock.gguf")
     copy[UP].block(0)["d"] = float("nan")
     assert run(["explain", str(copy.write(tmp_path / "model.gguf")), UP, *SOURCE, "--json"]) == 0
     assert check_schema("explain", capsys.readouterr().out)["values"][0] is None

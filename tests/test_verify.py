@@ -14,9 +14,9 @@ from refimpl.verifier.mutate import Copy
 from refimpl.verifier.run import verify
 
 GOLDEN = tiny_model()
-STOCK = GOLDEN / "tiny-q4_k_m.gguf"
-PROTECTED = GOLDEN / "tiny-q4_k_m-protected.gguf"
-IMATRIX = GOLDEN / "tiny-q4_k_m-imatrix.gguf"
+STOCK = GOLDEN / "stock.gguf"
+PROTECTED = GOLDEN / "protected.gguf"
+IMATRIX = GOLDEN / "imatrix-quantized.gguf"
 
 
 def verdicts(report, *, quantized=True):

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-KIND = "q4_k_m-protected"
+FILE, RECIPE = "protected.gguf", "q4_k_m-protected"
 VICTIM, EXPERT, BLOCK = "blk.1.ffn_up_exps.weight", 5, 77
 
 
@@ -40,7 +40,7 @@ def command(
 
         _step(out, 1, "Quantize: encode the BF16 checkpoint by the recipe, every tensor anew")
         start = time.monotonic()
-        copy = Copy(golden / f"tiny-{KIND}.gguf")
+        copy = Copy(golden / FILE)
         theirs = {name: part.raw.copy() for name, part in copy.parts.items()}
         requantize_all(copy, golden)
         same = sum((theirs[name] == part.raw).all() for name, part in copy.parts.items())
@@ -49,15 +49,15 @@ def command(
             f"  {same} of {len(theirs)} tensors equal llama.cpp's bytes, {time.monotonic() - start:.1f} s"
         )
 
-        _step(out, 2, f"Verify: refimpl verify {good} --source {golden} --recipe {KIND}")
-        before = run_and_print(good, golden, KIND, out)
+        _step(out, 2, f"Verify: refimpl verify {good} --source {golden} --recipe {RECIPE}")
+        before = run_and_print(good, golden, RECIPE, out)
 
         _step(out, 3, f"Corrupt: flip the lowest bit of one 4-bit code in {VICTIM}, expert {EXPERT}")
         copy[VICTIM].block(BLOCK, EXPERT)["qs"][0, 100] ^= 1
         bad = copy.write(place / "corrupted.gguf")
 
-        _step(out, 4, f"Verify again: refimpl verify {bad} --source {golden} --recipe {KIND}")
-        after = run_and_print(bad, golden, KIND, out)
+        _step(out, 4, f"Verify again: refimpl verify {bad} --source {golden} --recipe {RECIPE}")
+        after = run_and_print(bad, golden, RECIPE, out)
 
         found = next((f for f in after.findings if f.block is not None), None)
         if found is not None and found.block is not None:

@@ -45,9 +45,9 @@ class Bench:
     recipe: str | None = None
     imatrix: Path | None = None
 
-    def copy(self, kind: str = "q4_k_m") -> Copy:
+    def copy(self, kind: str = "stock") -> Copy:
         """One of llama.cpp's files, in memory."""
-        return Copy(self.golden / f"tiny-{kind}.gguf")
+        return Copy(self.golden / f"{kind}.gguf")
 
     def write(self, copy: Copy) -> Path:
         """Put a damaged copy where verify will read it."""
@@ -126,35 +126,35 @@ def _flip(
 @control
 def code_bit_q4_k(b: Bench) -> Expect:
     """the highest bit of one Q4_K code is flipped"""
-    block = _flip(b, "q4_k_m", UP, "qs", 100, 7)
+    block = _flip(b, "stock", UP, "qs", 100, 7)
     return Expect("code-far-off", {UP: "degraded"}, 5, block)
 
 
 @control
 def lowest_code_bit_q4_k(b: Bench) -> Expect:
     """the lowest bit of one Q4_K code is flipped"""
-    block = _flip(b, "q4_k_m", UP, "qs", 100, 0)
+    block = _flip(b, "stock", UP, "qs", 100, 0)
     return Expect("code-off-nearest", {UP: "degraded"}, 5, block)
 
 
 @control
 def lowest_code_bit_imatrix(b: Bench) -> Expect:
     """the lowest bit of one code of a file made with an imatrix that we do not have"""
-    block = _flip(b, "q4_k_m-imatrix", UP, "qs", 41, 0)
+    block = _flip(b, "imatrix-quantized", UP, "qs", 41, 0)
     return Expect("code-off-nearest", {UP: "degraded"}, 5, block)
 
 
 @control
 def lowest_code_bit_q6_k(b: Bench) -> Expect:
     """the lowest bit of one Q6_K code is flipped"""
-    block = _flip(b, "q4_k_m", Q6, "ql", 9, 0)
+    block = _flip(b, "stock", Q6, "ql", 9, 0)
     return Expect("code-off-nearest", {Q6: "degraded"}, 5, block)
 
 
 @control
 def lowest_code_bit_q5_0(b: Bench) -> Expect:
     """the lowest bit of one Q5_0 code is flipped"""
-    block = _flip(b, "q4_k_m", Q5, "qs", 3, 0, expert=0)
+    block = _flip(b, "stock", Q5, "qs", 3, 0, expert=0)
     return Expect("code-off-nearest", {Q5: "degraded"}, None, block)
 
 
@@ -162,7 +162,7 @@ def lowest_code_bit_q5_0(b: Bench) -> Expect:
 def lowest_code_bit_q8_0(b: Bench) -> Expect:
     """the lowest bit of one Q8_0 code is flipped"""
     name = "blk.2.attn_output.weight"
-    block = _flip(b, "q4_k_m-protected", name, "qs", 30, 0)
+    block = _flip(b, "protected", name, "qs", 30, 0)
     return Expect("code-off-nearest", {name: "degraded"}, None, block)
 
 
@@ -196,7 +196,7 @@ def expert_zeroed(b: Bench) -> Expect:
 @control
 def expert_zeroed_imatrix(b: Bench) -> Expect:
     """one expert is all zero bytes in a file made with an imatrix that we do not have"""
-    copy = b.copy("q4_k_m-imatrix")
+    copy = b.copy("imatrix-quantized")
     copy[DOWN].expert(11)[:] = 0
     b.write(copy)
     return Expect("all-zero", {DOWN: "wrong"}, 11)
@@ -205,7 +205,7 @@ def expert_zeroed_imatrix(b: Bench) -> Expect:
 @control
 def block_zeroed_imatrix(b: Bench) -> Expect:
     """one block is all zero bytes in a file made with an imatrix that we do not have"""
-    copy = b.copy("q4_k_m-imatrix")
+    copy = b.copy("imatrix-quantized")
     copy[UP].block(3, 1).view(np.uint8)[:] = 0
     b.write(copy)
     return Expect("zero-scale", {UP: "degraded"}, 1, 256 + 3)
@@ -290,7 +290,7 @@ def tensor_cut_short(b: Bench) -> Expect:
 @control
 def wrong_type(b: Bench) -> Expect:
     """one expert tensor is Q6_K where the recipe says Q4_K"""
-    copy = b.copy("q4_k_m-protected")
+    copy = b.copy("protected")
     mutate.replace_values(copy[UP], mutate.source_values(b.golden, UP), formats["q6_k"])
     b.write(copy)
     b.recipe = "q4_k_m-protected"
@@ -372,7 +372,7 @@ def sound_stock(b: Bench) -> None:
 @control
 def sound_imatrix(b: Bench) -> None:
     """llama.cpp's own Q4_K_M with an imatrix passes without the imatrix"""
-    b.write(b.copy("q4_k_m-imatrix"))
+    b.write(b.copy("imatrix-quantized"))
 
 
 @control
