@@ -23,7 +23,9 @@ print(out.tobytes().hex())
 def run_in(root: Path) -> str:
     """Encode one block with the package copied to `root`, in a new process with a warm or cold cache."""
     env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
-    done = subprocess.run([sys.executable, "-c", ROUND], cwd=root, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ROUND], cwd=root, env=env, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

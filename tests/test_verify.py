@@ -1,6 +1,7 @@
 """verify on llama.cpp's own files: verdicts, JSON, determinism, bounds."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,23 @@ def test_json_is_the_same_bytes_for_any_number_of_threads_and_memory(tmp_path):
         for jobs, memory in ((1, 2 << 30), (2, 2 << 30), (8, 2 << 30), (2, 16 << 20))
     ]
     assert len(set(runs)) == 1
+
+
+@pytest.mark.parametrize("memory", [16 << 20, 64 << 20])
+def test_memory_stays_below_the_bound(memory):
+    verify(PROTECTED, GOLDEN, memory=memory)  # whatever compiles or is imported, first
+    tracemalloc.start()
+    try:
+        assert verify(PROTECTED, GOLDEN, jobs=2, memory=memory).passed
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < memory
+
+
+def test_a_bound_that_holds_no_row_is_refused():
+    with pytest.raises(Usage, match="memory bound"):
+        verify(STOCK, GOLDEN, memory=10_000)
 
 
 def test_learned_rounding_is_equivalent_not_damage(tmp_path):

@@ -21,7 +21,7 @@ from refimpl.verifier.requantize import widen
 
 NEAR = 0.5  # relative distance
 SAMPLE_ROWS = 3
-CHUNK_ROWS = 4096  # of a source tensor held at once while rows are looked up
+CHUNK_WEIGHTS = 1 << 20  # of a source tensor held at once while rows are looked up
 
 Matrix = NDArray[np.float32]
 SIBLING = {"gate": "up", "up": "gate"}
@@ -165,8 +165,9 @@ def _other_rows(
     if expert is not None or rows == 1:
         return None
     found: dict[int, int] = {}
-    for start in range(0, rows, CHUNK_ROWS):
-        chunk = widen(names.source_rows(source, link, hp, slice(start, min(rows, start + CHUNK_ROWS))))
+    step = max(1, CHUNK_WEIGHTS // len(next(iter(have.values()))))
+    for start in range(0, rows, step):
+        chunk = widen(names.source_rows(source, link, hp, slice(start, min(rows, start + step))))
         for r, row in have.items():
             if chunk.shape[1] == len(row):
                 distance = relative_distance(row, chunk)

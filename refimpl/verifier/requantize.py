@@ -38,6 +38,11 @@ class Unit:
     start: int
     stop: int
 
+    @property
+    def last(self) -> bool:
+        """Does its expert (or its tensor, where none is stacked) end here?"""
+        return self.stop % self.task.rows == 0 and (self.task.stacked or self.stop == self.task.tensor.rows)
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -65,8 +70,10 @@ class Tally:
     ratio: float = 0.0  # worst error ratio over the blocks that differ
     overflow: int = 0  # finite source values that the file's float type holds as Inf
     underflow: int = 0  # non-zero source values that it holds as 0
-    sse: list[NDArray[np.float64]] = field(default_factory=list)  # per row
-    ssx: list[NDArray[np.float64]] = field(default_factory=list)
+    row_sse: list[NDArray[np.float64]] = field(default_factory=list)  # until the expert is complete
+    row_ssx: list[NDArray[np.float64]] = field(default_factory=list)
+    sse: list[float] = field(default_factory=list)  # of complete experts
+    ssx: list[float] = field(default_factory=list)
     max_abs: float = 0.0
     worst_block: int | None = None
     worst_sse: float = -1.0
@@ -85,15 +92,23 @@ class Tally:
             self.counts[name] += other.counts[name]
             self.suspects[name] = (self.suspects[name] + other.suspects[name])[:KEEP]
         self.source_not_finite = self.source_not_finite or other.source_not_finite
+        self.row_sse += other.row_sse
+        self.row_ssx += other.row_ssx
         self.sse += other.sse
         self.ssx += other.ssx
         self.max_abs = _larger(self.max_abs, other.max_abs)
         if other.worst_sse > self.worst_sse:
             self.worst_sse, self.worst_block = other.worst_sse, other.worst_block
 
+    def close(self) -> None:
+        """All rows of this expert have come: keep their exactly rounded sums, the same for any partition."""
+        self.sse.append(_fsum(self.row_sse))
+        self.ssx.append(_fsum(self.row_ssx))
+        self.row_sse, self.row_ssx = [], []
+
     def sums(self) -> tuple[float, float]:
-        """Exactly rounded sums of squared errors and of squared source values (so in any partition)."""
-        return _fsum(self.sse), _fsum(self.ssx)
+        """Sums of squared errors and of squared source values; NaN where something is not finite."""
+        return _fsum([np.array(self.sse)]), _fsum([np.array(self.ssx)])
 
 
 def _fsum(parts: list[NDArray[np.float64]]) -> float:
@@ -127,8 +142,8 @@ def check_rows(
         _count_floats(tally, raw, want, fmt, widen(source), first_block)
         return tally
     rows = quants.compare(raw, fmt, source)
-    tally.sse.append(rows["sse"].copy())
-    tally.ssx.append(rows["ssx"].copy())
+    tally.row_sse.append(rows["sse"].copy())
+    tally.row_ssx.append(rows["ssx"].copy())
     tally.max_abs = float(rows["max_abs"].max())
     worst = int(np.argmax(rows["worst_sse"]))
     tally.worst_sse = float(rows["worst_sse"][worst])
@@ -162,8 +177,8 @@ def _count_floats(
 ) -> None:
     """Unquantized rows: equal to the source after the declared conversion, or not."""
     if np.array_equal(raw, want) and fmt.name != "f16":
-        tally.sse.append(np.zeros(len(x)))
-        tally.ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        tally.row_sse.append(np.zeros(len(x)))
+        tally.row_ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
         return
     got = quants.dequantize(raw, fmt)
     finite = np.isfinite(got)
@@ -172,8 +187,8 @@ def _count_floats(
     tally.underflow = int(((got == 0) & (x != 0)).sum())
     with np.errstate(invalid="ignore", over="ignore"):
         error = got.astype(np.float64) - x
-        tally.sse.append(np.square(error).sum(axis=1))
-        tally.ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        tally.row_sse.append(np.square(error).sum(axis=1))
+        tally.row_ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
         tally.max_abs = float(np.abs(error).max()) if finite.all() else math.nan
     size = fmt.block.itemsize
     differ = (raw.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)

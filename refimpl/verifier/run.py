@@ -85,7 +85,10 @@ def _run(
     tallies: dict[str, dict[int | None, Tally]] = {task.tensor.name: {} for task in tasks}
     done, total = 0, sum(task.tensor.nbytes for task in tasks)
     for unit, tally in engine.map_units(units(tasks, jobs, memory), lambda u: check(job, u), jobs):
-        tallies[unit.task.tensor.name].setdefault(unit.expert, Tally()).merge(tally)
+        whole = tallies[unit.task.tensor.name].setdefault(unit.expert, Tally())
+        whole.merge(tally)
+        if unit.last:
+            whole.close()
         done += (unit.stop - unit.start) * unit.task.tensor.row_bytes
         if progress is not None:
             progress(done, total)
@@ -122,11 +125,11 @@ def _run(
 
 def units(tasks: list[Task], jobs: int, memory: int) -> Iterator[Unit]:
     """Cut every tensor into row ranges of one expert or head each, small enough for the memory bound."""
-    most = min(UNIT_WEIGHTS, memory // 2 // (BYTES_PER_WEIGHT * (jobs + 2)))
+    most = memory // 2 // (BYTES_PER_WEIGHT * (jobs + 2))
     for task in tasks:
-        step = max(1, most // task.tensor.n)
-        if step * task.tensor.n > 2 * UNIT_WEIGHTS and step == 1 and task.tensor.n > most:
+        if task.tensor.n > most:
             raise Usage(f"a row of {task.tensor.name} alone needs more than the memory bound")
+        step = max(1, min(most, UNIT_WEIGHTS) // task.tensor.n)
         for slab in range(task.slabs):
             first, expert = slab * task.rows, slab if task.stacked else None
             for start in range(first, first + task.rows, step):
