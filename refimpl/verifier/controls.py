@@ -167,6 +167,14 @@ def lowest_code_bit_q8_0(b: Bench) -> Expect:
 
 
 @control
+def lowest_scale_bit_q8_0(b: Bench) -> Expect:
+    """the lowest bit of one Q8_0 scale is flipped"""
+    name = "blk.2.attn_output.weight"
+    block = _flip(b, "protected", name, "d", 0, 0)
+    return Expect("scale-changed", {name: "degraded"}, None, block)
+
+
+@control
 def scale_byte_q4_k(b: Bench) -> Expect:
     """one byte of a block's packed 6-bit scales is inverted"""
     copy = b.copy()

@@ -34,7 +34,7 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
         name, fmt = task.tensor.name, task.tensor.format
         whole, experts = Tally(), []
         for expert, tally in tallies[name].items():
-            sporadic = fmt.name in rare and verdict.is_sporadic(tally)
+            sporadic = fmt.name in rare and verdict.is_sporadic(tally, fmt)
             said = verdict.classify(tally, fmt)
             said = "degraded" if said == "rounded" and sporadic else said
             fit = None

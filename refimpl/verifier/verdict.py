@@ -21,6 +21,7 @@ from refimpl.verifier.result import Errors
 
 MOST = 0.5  # of the blocks: a property of the tensor rather than damage
 UNRELATED = 0.9  # relative rmse from which bytes no longer resemble their source
+NO_SEARCH = frozenset({"q8_0"})  # the scale follows from the source alone: no imatrix explains another one
 RARE = 0.01  # a share of differing blocks that damage could explain, were it not all over the file
 SAME_ERROR = 1.02  # error ratio up to which another build's near-tie explains a differing block
 
@@ -51,8 +52,9 @@ def classify(tally: Tally, fmt: Format) -> str:
         return "exact"
     if counts["zero"] or counts["error"] or counts["far"]:
         return "degraded"
-    if counts["off"]:
-        return "equivalent" if counts["off"] > MOST * tally.blocks else "degraded"
+    odd = counts["off"] + (counts["search"] if fmt.name in NO_SEARCH else 0)
+    if odd:
+        return "equivalent" if odd > MOST * tally.blocks else "degraded"
     return "rounded"
 
 
@@ -64,9 +66,10 @@ def looks_foreign(tally: Tally, fmt: Format) -> bool:
     return counts["zero"] + counts["error"] + counts["far"] > MOST * tally.blocks
 
 
-def is_sporadic(tally: Tally) -> bool:
+def is_sporadic(tally: Tally, fmt: Format) -> bool:
     """A few blocks of another scale search with another error: damage, unless the whole file is like that."""
-    return tally.differ < RARE * tally.blocks and tally.ratio > SAME_ERROR
+    few = tally.differ < RARE * tally.blocks and tally.ratio > SAME_ERROR
+    return few or (fmt.name in NO_SEARCH and tally.differ <= MOST * tally.blocks)
 
 
 def describe_damage(
