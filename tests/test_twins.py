@@ -21,7 +21,7 @@ from refimpl.quants import deviation, floats, q4_k, q5_0, q6_k, q8_0, rounding, 
 from refimpl.quants.formats import BF16, F16, find_codec
 from tests.bits import assert_same_bits
 from tests.twins import find_twins, load_compiled, load_interpreted
-from tests.weights import IMPORTANCES, KINDS, make_importance, make_weights
+from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
 
 Array = np.ndarray[Any, Any]
 Pairs = Iterator[tuple[str, Array, Array]]  # what, got, want
@@ -112,6 +112,10 @@ def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
             results.append(fit(x[i], weights[i], *arguments, codes[i], *spare))
         return [*np.float32(results).reshape(len(x), -1).T, codes.astype(np.int32)]
 
+    scales, lows = gaussian(draw.rng, 2, len(x))
+    codes = draw.bytes(x.shape) & 15
+    found = [twin.measure_error(x[i], weights[i], scales[i], lows[i], codes[i]) for i in range(len(x))]
+    yield "measure_error", np.float32(found), search.measure_error(x, weights, scales, lows, codes)
     start, step = np.float32(-0.9), np.float32(0.05)
     got = run(twin.fit_scale_min, 15, start, step, 36, scratch=2)
     for g, w in zip(got, search.fit_scale_min(x, weights, 15, -0.9, 0.05, 36), strict=True):

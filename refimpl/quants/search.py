@@ -48,7 +48,7 @@ def fit_scale_min(
     inverse = np.float32(top) / (high - low)
     scale = np.float32(1) / inverse
     codes = _round(inverse, x, low, top)  # QK_NI0
-    best = _error(scale, low, codes, x, weights)  # QK_DIFF0, QK_ERR0
+    best = measure_error(x, weights, scale, low, codes)  # QK_DIFF0, QK_ERR0
     for k in range(steps + 1):
         levels = np.float32(start) + np.float32(step) * np.float32(k) + np.float32(top)  # QK_ISC
         inverse = levels / (high - low)
@@ -63,7 +63,7 @@ def fit_scale_min(
         positive = new_low > 0
         new_scale = np.where(positive, sum_xl / sum_l2, new_scale)
         new_low = np.where(positive, np.float32(0), new_low)
-        error = _error(new_scale, new_low, trial, x, weights)  # QK_DIFF1, QK_ERR1
+        error = measure_error(x, weights, new_scale, new_low, trial)  # QK_DIFF1, QK_ERR1
         better = (determinant > 0) & (error < best)
         best = np.where(better, error, best)
         scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
@@ -76,7 +76,8 @@ def _round(inverse: Floats, x: Floats, low: Floats, top: int) -> Codes:
     return np.clip(nearest_int(inverse[:, None] * (x - low[:, None])), 0, top)
 
 
-def _error(scale: Floats, low: Floats, codes: Codes, x: Floats, weights: Floats) -> Floats:
+def measure_error(x: Floats, weights: Floats, scale: Floats, low: Floats, codes: Codes) -> Floats:
+    """Add up weights * (scale * q + low - x)^2. x, weights, codes : [N, n]; scale, low, return : [N]."""
     off = scale[:, None] * codes.astype(np.float32) + low[:, None] - x
     return add_up(weights * (off * off))
 
