@@ -7,6 +7,7 @@ from refimpl.arith import bits, bits_jit
 from refimpl.arith.sums import add_lanes, add_up
 from tests.bits import assert_same_bits
 
+pytestmark = pytest.mark.portable
 HALVES = np.arange(65536, dtype=np.uint32).astype(np.uint16)
 
 

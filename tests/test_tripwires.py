@@ -6,7 +6,11 @@ Q6_K is exact in float32 whatever one does wrong, so the slips sit in scale sear
 
 import importlib.util
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -195,3 +199,14 @@ def test_a_twin_without_a_case_fails_collection(monkeypatch: pytest.MonkeyPatch)
     assert path and path.loader
     with pytest.raises(LookupError, match="q9_z_jit has no case"):
         path.loader.exec_module(importlib.util.module_from_spec(path))
+
+
+def test_the_leg_with_bounds_checks_does_check(tmp_path: Path) -> None:
+    """Rows of 34 bytes cannot fill 64 weights: without the check the kernel would read past the end."""
+    program = (
+        "import numpy as np; from refimpl.quants import q8_0_jit as k;"
+        "k.dequantize(np.zeros((1, 34), np.uint8), np.zeros((1, 64), np.float32))"
+    )
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 1 and "IndexError" in ran.stderr

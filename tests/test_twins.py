@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -219,7 +220,8 @@ DRAWS = st.builds(
     Draw, st.integers(0, 2**32), st.sampled_from(list(KINDS)), st.sampled_from(list(IMPORTANCES)), FINITE
 )
 QUIET = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY = settings(QUIET, max_examples=120)
+MANY = settings(QUIET, max_examples=15 if numba.config.DISABLE_JIT else 120)
+NAMES = [pytest.param(n, marks=[pytest.mark.portable] * n.endswith("_jit")) for n in find_twins()]
 
 
 def check_all(name: str, twin: ModuleType, draw: Draw) -> None:
@@ -230,7 +232,7 @@ def check_all(name: str, twin: ModuleType, draw: Draw) -> None:
             assert_same_bits(got, want, f"{name} {what}, {draw.kind}, imatrix {draw.importance}")
 
 
-@pytest.mark.parametrize("name", find_twins())
+@pytest.mark.parametrize("name", NAMES)
 @MANY
 @given(draw=DRAWS)
 def test_kernel_equals_reference(name: str, draw: Draw) -> None:
@@ -245,9 +247,10 @@ def test_interpreted_kernel_equals_reference(name: str, draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", find_twins())
+@pytest.mark.parametrize("name", NAMES)
 def test_kernel_equals_reference_for_every_kind(name: str, kind: str) -> None:
-    for seed, importance in enumerate(IMPORTANCES):
+    importances = list(IMPORTANCES)[:: 4 if numba.config.DISABLE_JIT else 1]
+    for seed, importance in enumerate(importances):
         check_all(name, load_compiled(name), Draw(seed, kind, importance, np.empty(0, np.float32)))
 
 

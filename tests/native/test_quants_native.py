@@ -5,7 +5,7 @@ import pytest
 
 from refimpl import quants
 from tests.bits import assert_same_bits
-from tests.native import ggml
+from tools import ggml
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
 
 CODED = ["q8_0", "q5_0", "q4_k", "q6_k"]

@@ -14,7 +14,7 @@ from refimpl.quants.formats import find_codec
 VERSION = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
 _NAMES = {"q8_0": "q8_0", "q5_0": "q5_0", "q4_k": "q4_K", "q6_k": "q6_K"}
 _spec = importlib.util.find_spec("xllamacpp")
-assert _spec and _spec.origin, "the native tests need the extra `oracle`"
+assert _spec and _spec.origin, "the native library comes with the extra `oracle`"
 LIBRARY = c.CDLL(glob.glob(os.path.join(os.path.dirname(_spec.origin), "*.so"))[0])
 LIBRARY.ggml_cpu_init()
 
