@@ -5,6 +5,7 @@ import pytest
 
 import refimpl
 from refimpl import quants
+from refimpl.arith import bits
 from refimpl.quants import NotFinite, q4_k, q6_k
 from refimpl.quants.formats import formats, known
 from tests.bits import assert_same_bits
@@ -162,10 +163,22 @@ def test_a_weight_that_is_not_finite_is_named(fmt: str, value: float, reference:
     assert (error.value.row, error.value.column) == (5, 300)
 
 
+@BOTH
+@pytest.mark.parametrize("fmt", list(formats))
+def test_bf16_bits_encode_as_the_weights_they_stand_for(fmt: str, reference: bool) -> None:
+    x = bits.decode_bf16(bits.encode_bf16(gaussian(np.random.default_rng(3), 10, 512)))
+    narrow = bits.encode_bf16(x)
+    want = quants.quantize(x, fmt, reference=reference)
+    assert_same_bits(quants.quantize(narrow, fmt, reference=reference), want)
+    narrow[4, 100] = 0xFF80
+    with pytest.raises(NotFinite, match="row 4, column 100 is -inf"):
+        quants.quantize(narrow, fmt, reference=reference)
+
+
 @pytest.mark.parametrize(
     ("x", "fmt", "options", "error", "says"),
     [
-        (np.zeros(256), "q4_k", {}, TypeError, "x must be an array of float32, not float64"),
+        (np.zeros(256), "q4_k", {}, TypeError, "x must be an array of float32 or uint16, not float64"),
         (np.zeros(256, ">f4"), "q4_k", {}, TypeError, "not >f4"),
         ([0.0] * 256, "q4_k", {}, TypeError, "not list"),
         (np.zeros((), np.float32), "q4_k", {}, ValueError, "at least 1 axes"),

@@ -5,8 +5,8 @@ import pytest
 
 from refimpl import quants
 from tests.bits import assert_same_bits
-from tools import ggml
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
+from tools import ggml
 
 CODED = ["q8_0", "q5_0", "q4_k", "q6_k"]
 FLOATS = ["f16", "bf16"]
