@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum
 from refimpl.arith.simd_lanes import as_float32, convert, first, high_half, low_half
-from refimpl.arith.simd_memory import load
+from refimpl.arith.simd_memory import load, prefetch
 from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
 from refimpl.quants.search_simd import find_largest
 
@@ -76,6 +76,7 @@ def measure(
             errors, squares = fill(0.0, 32), fill(0.0, 32)
             start = row * n + block * weights
             for i in range(start, start + weights, 32):
+                prefetch(source, i + 4096)
                 x = as_float32(load(source, i, 32))
                 d = load(y, i, 32) - x
                 largest = maximum(absolute(d), largest)

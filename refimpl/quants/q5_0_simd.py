@@ -55,6 +55,8 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
 def encode_plain(x: Floats, out: Bytes) -> None:
     """code = trunc(x/d + 16.5), d = peak/-16, peak the first of the weights that are largest in size."""
     for block in range(out.size // BYTES):
+        prefetch(x, block * 32 + 1024)
+        prefetch(x, block * 32 + 1040)
         v = load(x, block * 32, 32)
         size = absolute(v)
         top = first(find_largest(size))

@@ -25,6 +25,8 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out : [R, n/32*34] uint8, written
     """
     for block in range(out.size // BYTES):
+        prefetch(x, block * 32 + 1024)
+        prefetch(x, block * 32 + 1040)
         v = load(x, block * 32, 32)
         d = find_largest(absolute(v)) / np.float32(127)
         inverse = select(d != ZERO, np.float32(1) / d, ZERO)

@@ -1,0 +1,137 @@
+"""The benchmark: the only source of figures about speed. Prints a Markdown table for the README.
+
+    python tools/bench.py                 # kernels against the native library (extra `oracle`), gguf-py, cold start
+    python tools/bench.py --slice DIR     # `verify` end to end too, on a slice of 3 GB that is made in DIR
+    python tools/bench.py --only Q6_K     # only rows whose name contains this
+
+Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
+ratios of neighbouring runs, its quartiles stand beside it. The native functions are called from compiled code
+through their C pointers. Before a row is timed its results are compared bit for bit: where they differ, the
+program says so instead of printing figures, and ends with status 1.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import llvmlite.binding
+import numpy as np
+from bench_rows import Differ, Row, list_rows
+
+COLD = """
+import time; wall, cpu = time.perf_counter(), time.process_time()
+import numpy as np, refimpl
+from refimpl.quants import checks
+x = np.random.default_rng(0).standard_normal((64, 2048)).astype(np.float32)
+bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+for fmt in ("q4_k", "q6_k", "q8_0", "q5_0", "f16", "bf16"):
+    raw = refimpl.quantize(x, fmt)
+    refimpl.dequantize(raw, fmt)
+    if fmt[0] == "q":
+        checks.compare(raw, fmt, bits), checks.compare(raw, fmt, x), checks.nearest(raw, fmt, x)
+if {imatrix}:
+    for fmt in ("q4_k", "q6_k", "q5_0"):
+        refimpl.quantize(x, fmt, x[0] * x[0])
+print(time.perf_counter() - wall, time.process_time() - cpu)
+"""
+
+HEAD = "| Job | refimpl | against | | ratio (quartiles) | goal |\n|---|--:|---|--:|--:|--:|"
+
+
+def race(row: Row, runs: int) -> str:
+    """Time both sides in turn; return a line of the table."""
+    row.check()
+    times = np.empty((runs, 2))
+    for turn in times:
+        for side, work in enumerate((row.run, row.peer)):
+            start = time.perf_counter()
+            work()
+            turn[side] = time.perf_counter() - start
+    low, ratio, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
+    mine, theirs = (f"{row.weights / 1e6 / t:,.0f} M/s" for t in np.median(times, axis=0))
+    goal = "" if row.goal is None else f"≥ {row.goal:g}×"
+    return f"| {row.name} | {mine} | {row.against} | {theirs} | **{ratio:.2f}×** ({low:.2f} to {high:.2f}) | {goal} |"
+
+
+def time_cold_start(imatrix: bool) -> str:
+    """Compile every kernel that verify uses, in a new process with an empty cache; return a line of the table."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        code = COLD.format(imatrix=imatrix)
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+    wall, cpu = map(float, run.stdout.split())
+    name = "with an imatrix" if imatrix else "without"
+    return f"| compile all that verify needs, {name} | {wall:.1f} s | | {cpu:.1f} s of CPU | | < 30 s |"
+
+
+def time_verify(place: Path, runs: int) -> str:
+    """Verify a slice of the real model's widths end to end, from the page cache; return a line of the table."""
+    import bench_slice
+
+    import refimpl
+
+    file, source = bench_slice.make(place, experts=24)
+    speeds = []
+    for _ in range(runs + 1):  # the first run fills the page cache
+        start = time.perf_counter()
+        report = refimpl.verify(file, source=source, jobs=1)
+        speeds.append(time.perf_counter() - start)
+        if report.verdict != "exact":
+            raise Differ(f"the slice is {report.verdict}, not exact")
+    with refimpl.open(file) as f:
+        weights = sum(int(np.prod(t.shape)) for t in f.tensors.values())
+    speed = weights / 1e6 / float(np.median(speeds[1:]))
+    return f"| verify end to end, {weights / 1e9:.2f} billion weights, one thread | {speed:,.0f} M/s | | | | ≥ 120 M/s |"
+
+
+def describe_machine() -> str:
+    """CPU, cores, versions and how busy the machine is: without these a figure says nothing."""
+    names = [line.split(":")[1].strip() for line in _read_cpus() if line.startswith("model name")]
+    cpu = f"{names[0] if names else platform.processor()} ({llvmlite.binding.get_host_cpu_name()})"
+    versions = (
+        f"{p} {importlib.metadata.version(p)}" for p in ("numpy", "numba", "llvmlite", "gguf", "xllamacpp")
+    )
+    load = ", ".join(f"{v:.1f}" for v in os.getloadavg())
+    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {', '.join(versions)}; load {load}"
+
+
+def _read_cpus() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=256, help="matrix rows of 6,144 weights to encode")
+    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument("--slice", type=Path, help="folder for the slice that verify is timed on")
+    arguments = parser.parse_args()
+    print(f"{describe_machine()}\n\n{HEAD}", flush=True)
+    try:
+        for build in list_rows(arguments.rows):
+            row = build()
+            if arguments.only in row.name:
+                print(race(row, arguments.runs), flush=True)
+        if not arguments.only:
+            print(time_cold_start(imatrix=False), time_cold_start(imatrix=True), sep="\n", flush=True)
+        if arguments.slice:
+            print(time_verify(arguments.slice, 3), flush=True)
+    except Differ as difference:
+        print(f"no figures: {difference}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
