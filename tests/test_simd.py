@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numba.core.errors import TypingError
 
+from refimpl.arith.bits_simd import find_not_finite, widen_bf16s
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import absolute, fill, maximum, minimum, round_away, select, sqrt
 from refimpl.arith.simd_lanes import (
@@ -330,3 +331,21 @@ def mask_of_another_width(x):
 def test_misuse_does_not_compile(misuse):
     with pytest.raises(TypingError):
         jit(misuse)(np.zeros(16, np.float32), *([4] if misuse is argument_as_lanes else []))
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 4096, 4127, 10_000])
+def test_sources_widen_exactly(size):
+    bits = np.random.default_rng(size).integers(0, 0x7F80, size, np.uint16)
+    out = np.full(size, np.nan, np.float32)
+    assert widen_bf16s(bits, out) == -1 == find_not_finite(out)
+    assert np.array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("at", [0, 1, 31, 32, 4095, 4096, 8191, 9_983, 9_999])
+@pytest.mark.parametrize("bad", [0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF])
+def test_the_first_nan_or_infinity_is_found(at, bad):
+    bits = np.random.default_rng(at).integers(0x8000, 0xFF80, 10_000, np.uint16)
+    bits[at] = bits[9_999] = bad
+    out = np.empty(10_000, np.float32)
+    assert widen_bf16s(bits, out) == at == find_not_finite(out)
+    assert np.array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hard_weights import draw_cases, make_importance, make_weights
 
+from refimpl import quants
 from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
 
 FORMATS = [Q4_K, Q6_K, Q8_0, Q5_0]
@@ -165,6 +166,23 @@ def test_vectors_count_stray_codes_as_the_portable_kernel_does(fmt):
         assert all(map(np.array_equal, got, want)), name
         strays += int(want[0].sum())
     assert strays > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 1024, 3000, 5000])
+def test_weights_may_be_encoded_in_pieces_of_any_size(chunk, monkeypatch):
+    """Also where a piece holds several experts, or an expert several pieces; and errors still name the row."""
+    x = make_weights(6 * 5 * 512)["gauss 0.02"].reshape(6, 5, 512)
+    imatrix = np.random.default_rng(8).uniform(0.1, 3, (6, 512)).astype(np.float32)
+    bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    whole = [quants.quantize(v, "q4_k", m) for v in (x, wide) for m in (None, imatrix, imatrix[0])]
+    monkeypatch.setattr(quants, "CHUNK", chunk)
+    pieces = [quants.quantize(v, "q4_k", m) for v in (x, bits) for m in (None, imatrix, imatrix[0])]
+    assert all(map(np.array_equal, pieces, whole))
+    x[4, 2, 77] = np.nan
+    with pytest.raises(quants.NotFinite) as error:
+        quants.quantize(x, "q4_k")
+    assert (error.value.row, error.value.column) == (22, 77)
 
 
 def run_kernel(fmt, x, imatrix):

@@ -15,9 +15,9 @@ from refimpl.arith import jit
 
 PACKAGE = Path(refimpl.__file__).parent
 
-# Modules that end like a twin but hold parts of others, which the formats that use them prove. A _simd module
+# Modules that end like a twin but hold parts of others: test_simd or the formats prove them. A _simd module
 # without a reference of its name is such a part anyway.
-PARTS = frozenset({"quants.search_simd"})
+PARTS = frozenset({"quants.search_simd", "arith.bits_simd"})
 
 
 def find_twins() -> list[str]:

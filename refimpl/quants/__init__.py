@@ -4,6 +4,7 @@ Arrays are rows of weights, [..., n] float32, and rows of blocks, [..., bytes] u
 the NumPy text; otherwise the kernels that KERNELS names do the work.
 """
 
+from collections.abc import Iterator
 from importlib import import_module
 from math import prod
 from types import MappingProxyType
@@ -30,6 +31,7 @@ __all__ = [
 Array = NDArray[Any]
 
 BUILDS = ("strict",)
+CHUNK = 1 << 17  # weights: half a MiB of float32
 FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
 
 # Which module runs each format: kernels compile at first use, so each is imported by name when it is needed.
@@ -90,20 +92,19 @@ def quantize(
         raise ValueError(f"build {build!r} is not supported; there is {', '.join(BUILDS)}")
     _check(x, "x", (np.float32, np.uint16), 1)
     size = fmt.row_bytes(x.shape[-1])
-    rows = _widen(np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1]), reference)
+    rows = np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
     importance = _importance(x.shape, imatrix)
     out, flat = _output(out, (*x.shape[:-1], size), np.uint8)
-    per_expert = max(1, len(rows) // max(1, len(importance)))
     if rows.size:
-        (_quantize_by_reference if reference else _quantize_by_kernel)(
-            rows, fmt, importance, per_expert, flat
-        )
+        (_quantize_by_reference if reference else _quantize_by_kernel)(rows, fmt, importance, flat)
     if not np.may_share_memory(flat, out):
         out[...] = flat.reshape(out.shape)
     return out
 
 
-def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
+def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Array) -> None:
+    rows = _widen(rows, 0, None, "refimpl.arith.bits")
+    per_expert = len(rows) // max(1, len(importance))
     if fmt.weights == 1:
         from refimpl.quants import floats
 
@@ -115,16 +116,39 @@ def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, per_expe
     out[:] = blocks.view(np.uint8)
 
 
-def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
+def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, out: Array) -> None:
+    """Widen, check and encode some rows at a time, so that they stay in the second-level cache meanwhile."""
+    n, experts = rows.shape[1], max(1, len(importance))
+    per_expert, most = len(rows) // experts, max(1, CHUNK // n)
+    room = allocate((min(most, len(rows)), n), np.float32) if rows.dtype == np.uint16 else None
+    for part, some in _cut(per_expert, experts, most):
+        x = _widen(rows[part], part.start, room, "refimpl.arith.bits_simd")
+        _encode(x, fmt, importance[some], per_expert, out[part])
+
+
+def _cut(per_expert: int, experts: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Pieces of at most `most` rows: whole experts, or rows of one expert. Yields rows and experts."""
+    together = most // per_expert
+    if together:
+        for e in range(0, experts, together):
+            end = min(e + together, experts)
+            yield slice(e * per_expert, end * per_expert), slice(e, end)
+    else:
+        for e in range(experts):
+            for row in range(e * per_expert, (e + 1) * per_expert, most):
+                yield slice(row, min(row + most, (e + 1) * per_expert)), slice(e, e + 1)
+
+
+def _encode(x: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
     if fmt.name == "f32":
-        out[:] = rows.view(np.uint8)
+        out[:] = x.view(np.uint8)
     elif fmt.weights == 1:
         kernel = getattr(import_module("refimpl.quants.floats_jit"), f"encode_{FLOATS[fmt.name]}")
-        bits = np.empty(rows.shape, np.uint16)
-        kernel(rows, bits)
+        bits = np.empty(x.shape, np.uint16)
+        kernel(x, bits)
         out[:] = bits.view(np.uint8)
     else:
-        import_module(KERNELS["quantize"][fmt.name]).quantize(rows, importance, per_expert, out)
+        import_module(KERNELS["quantize"][fmt.name]).quantize(x, importance, per_expert, out)
 
 
 def dequantize(
@@ -198,17 +222,17 @@ def _importance(shape: tuple[int, ...], imatrix: Array | None) -> NDArray[np.flo
     return np.ascontiguousarray(imatrix).reshape(-1, n)
 
 
-def _widen(rows: Array, reference: bool) -> NDArray[np.float32]:
-    """Rows as float32. Raises NotFinite for NaN and infinity."""
-    bits = import_module("refimpl.arith.bits" if reference else "refimpl.arith.bits_jit")
+def _widen(rows: Array, start: int, room: Array | None, bits: str) -> NDArray[np.float32]:
+    """Rows as float32; bf16 bits go to the first rows of `room`. Raises NotFinite; `start` is the first row's index."""
+    module = import_module(bits)
     if rows.dtype == np.uint16:
-        narrow, rows = rows, allocate(rows.shape, np.float32)
-        at = int(bits.widen_bf16s(narrow.reshape(-1), rows.reshape(-1)))
+        narrow, rows = rows, allocate(rows.shape, np.float32) if room is None else room[: len(rows)]
+        at = int(module.widen_bf16s(narrow.reshape(-1), rows.reshape(-1)))
     else:
-        at = int(bits.find_not_finite(rows.reshape(-1)))
+        at = int(module.find_not_finite(rows.reshape(-1)))
     if at >= 0:
         row, column = divmod(at, rows.shape[1])
-        raise NotFinite(row, column, float(rows[row, column]))
+        raise NotFinite(start + row, column, float(rows[row, column]))
     return rows
 
 
