@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jsonschema
+import numpy as np
 import pytest
 
 from refimpl.cli.main import run
@@ -128,6 +129,26 @@ def test_explain_a_corrupt_block_is_still_json(capsys, tmp_path):
     copy[UP].block(0)["d"] = float("nan")
     assert run(["explain", str(copy.write(tmp_path / "model.gguf")), UP, *SOURCE, "--json"]) == 0
     assert check_schema("explain", capsys.readouterr().out)["values"][0] is None
+
+
+@pytest.mark.parametrize("block", [0, 37, 255])
+def test_explain_takes_the_index_that_verify_gives_a_value(capsys, block):
+    assert run(["explain", STOCK, "blk.1.attn_norm.weight", "--block", str(block), *SOURCE, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["column"] == block // 32 * 32 and document["values"] == document["source"]
+
+
+def test_explain_beside_a_source_with_nan_or_of_another_shape(capsys, tmp_path):
+    source = mutate.copy_source(GOLDEN, tmp_path / "source")
+    mutate.set_source_value(source, "model.layers.1.mlp.experts.0.up_proj.weight", 5, 0x7FC0)
+    assert run(["explain", STOCK, UP, "--source", str(source), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["source"][5] is None and document["fields"][0]["expected"] is None
+    copy = Copy(GOLDEN / "stock.gguf")
+    copy[UP].shape, copy[UP].raw = (17, 256, 256), np.pad(copy[UP].raw, ((0, 256), (0, 0)))
+    path = str(copy.write(tmp_path / "model.gguf"))
+    assert run(["explain", path, UP, "--block", "4100", *SOURCE]) == 4
+    assert "the source has one of shape [16, 256, 256]" in capsys.readouterr().err
 
 
 def test_the_demo_tells_the_whole_story(capsys):

@@ -9,8 +9,9 @@ import pytest
 import refimpl
 from refimpl.errors import BadFile, Unsupported, Usage
 from refimpl.files.golden import tiny_model
+from refimpl.quants.formats import known
 from refimpl.verifier import mutate
-from refimpl.verifier.controls import KEPT, UP
+from refimpl.verifier.controls import KEPT, ROUTER, STACKED, UP
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.run import verify
 
@@ -163,3 +164,55 @@ def test_a_file_that_is_not_there_or_not_a_gguf_is_one_error(tmp_path):
         verify(tmp_path / "none.gguf", GOLDEN)
     with pytest.raises(Unsupported):
         verify(GOLDEN, GOLDEN)
+
+
+def test_nan_in_the_source_gives_the_same_json_for_any_memory(tmp_path):
+    source = mutate.copy_source(GOLDEN, tmp_path / "source")
+    mutate.set_source_value(source, "model.layers.1.mlp.experts.4.up_proj.weight", 256 * 99 + 5, 0x7F80)
+    copy = Copy(STOCK)
+    copy[UP].block(7, 4)["qs"][0, 0] ^= 16
+    path = copy.write(tmp_path / "model.gguf")
+    runs = {json.dumps(verify(path, source, memory=m).to_json(), allow_nan=False) for m in (2 << 30, 1 << 20)}
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("name", [UP, "blk.1.ffn_gate_inp.weight", "blk.1.attn_norm.weight"])
+def test_a_type_that_we_do_not_decode_is_unsupported_by_name(tmp_path, name):
+    copy = Copy(STOCK)
+    part = copy[name]
+    part.format = known(24) if part.format.weights == 1 else known(13)
+    part.raw = np.zeros((len(part.raw), part.format.row_bytes(256)), np.uint8)
+    with pytest.raises(Unsupported, match=f"{name}: refimpl does not decode"):
+        verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+
+
+@pytest.mark.parametrize("shape", [None, (256,), (2, 2, 4, 256)])
+def test_experts_are_compared_in_order_where_the_router_is_gone_or_misshapen(tmp_path, shape):
+    copy = Copy(STOCK)
+    if shape is None:
+        del copy.parts[ROUTER]
+    else:
+        copy[ROUTER].shape = shape
+        copy[ROUTER].raw = copy[ROUTER].raw[: int(np.prod(shape[:-1], dtype=int))]
+    mutate.swap_experts(copy, STACKED, 2, 9)
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    bad = {t.name: t.verdict for t in report.tensors if t.verdict not in ("exact", "copied")}
+    assert bad == dict.fromkeys(STACKED, "misplaced") | {ROUTER: "missing" if shape is None else "wrong"}
+
+
+def test_an_imatrix_with_nan_is_a_bad_file(tmp_path):
+    copy = Copy(GOLDEN / "imatrix.gguf")
+    copy.parts[f"{UP}.in_sum2"].raw.view(np.float32)[3, 7] = np.nan
+    path = copy.write(tmp_path / "imatrix.gguf")
+    with pytest.raises(BadFile, match="importance 775 is nan"):
+        verify(IMATRIX, GOLDEN, imatrix=path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("expert_used_count", 8), ("expert_weights_norm", False), ("rope.freq_base", 10000.0)]
+)
+def test_hyperparameters_that_no_tensor_shows_are_compared(tmp_path, key, value):
+    copy = Copy(STOCK)
+    copy.set(f"glm-dsa.{key}", value)
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    assert not report.passed and [f.code for f in report.findings] == ["hparam-differs"]

@@ -105,8 +105,8 @@ class Imatrix:
         n         : weights in a row, if known
         return    : [n] float32, or [E, n]
 
-        Raises BadFile where the number of values is not that of the weight: llama-quantize stops there too,
-        but for the embedding, for which it goes on without.
+        Raises BadFile where the number of values is not that of the weight, or where one is NaN or Inf:
+        llama-quantize stops there too, but goes on without where the embedding's number is wrong.
         """
         if name not in self._entries:
             return None
@@ -117,6 +117,10 @@ class Imatrix:
             want = f"{experts} x {n}" if n is not None else f"a multiple of {experts}"
             offset = self._entries[name].sums.offset
             raise BadFile(self.path, offset, f"{name} has {len(values):,} importances, not {want}")
+        if not np.isfinite(values).all():
+            at = int(np.isfinite(values).argmin())
+            defect = f"{name}: importance {at:,} is {values[at]}"
+            raise BadFile(self.path, self._entries[name].sums.offset + 4 * at, defect)
         return values if experts == 1 else values.reshape(experts, -1)
 
     @cached_property

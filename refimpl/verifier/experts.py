@@ -27,12 +27,11 @@ def map_experts(job: Job) -> tuple[dict[int, list[int]], list[Finding]]:
         link = names.link(name, job.hp)
         if link is None or link.role != "router" or link.layer is None or not job.readable(name):
             continue
-        if names.source_shape(job.source, link, job.hp_source) is None:
-            continue
+        shape = names.source_shape(job.source, link, job.hp_source)
+        if shape is None or len(tensor.shape) != 2 or tensor.shape[1:] != shape[1:]:
+            continue  # the plan reports it
         have = quants.dequantize(job.f.read(name), tensor.format)
         want = widen(names.source_rows(job.source, link, job.hp_source, slice(None)))
-        if have.shape[1] != want.shape[1]:
-            continue  # the shape check reports it
         kept = match_rows(have, want)
         unknown = [e for e, k in enumerate(kept) if k < 0]
         if unknown:

@@ -19,10 +19,10 @@ from refimpl.files.source import Tensor
 from refimpl.quants import q4_k, q5_0, q6_k
 from refimpl.quants.formats import formats
 from refimpl.verifier.experts import map_experts
-from refimpl.verifier.job import Job, Task
+from refimpl.verifier.job import PER_EXPERT, Job, Task
 from refimpl.verifier.requantize import widen
 
-PLAIN_VALUES = 32  # values of an unquantized tensor that count as a block here
+PLAIN_VALUES = 32  # of an unquantized tensor that are shown together
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def explain(
 ) -> Explanation:
     """Take one block of a tensor apart.
 
-    block  : index within the whole tensor
+    block  : index within the whole tensor; of an unquantized one each value is a block
     source : the checkpoint, to lay its values and the encoder's bytes beside the stored ones
     Raises Usage for a tensor or block that the file does not have.
     """
@@ -93,21 +93,23 @@ def explain(
         if tensor not in f.tensors:
             raise Usage(f"{f.path} has no tensor {tensor!r}")
         t = f.tensors[tensor]
-        weights = t.format.weights if t.format.weights > 1 else min(PLAIN_VALUES, t.n)
-        if t.format.name not in formats or t.n % weights:
+        if t.format.name not in formats:
             raise Unsupported(f"{tensor} is {t.format.name}, which refimpl does not decode")
-        per_row = t.n // weights
+        per_row, size = t.n // t.format.weights, t.format.block.itemsize
         if not 0 <= block < t.rows * per_row:
             raise Usage(f"{tensor} has blocks 0 to {t.rows * per_row - 1:,}, not {block:,}")
-        row, column = divmod(block, per_row)
-        size = weights // t.format.weights * t.format.block.itemsize
-        raw = f.read(tensor, slice(row, row + 1))[:, column * size : (column + 1) * size]
-        place = slice(column * weights, (column + 1) * weights)
+        row, first = divmod(block, per_row)
+        last = first + 1
+        if t.format.weights == 1:  # a block is a value, as in verify's findings: show those around it
+            first -= first % PLAIN_VALUES
+            last = min(first + PLAIN_VALUES, per_row)
+        raw = f.read(tensor, slice(row, row + 1))[:, first * size : last * size]
+        place = slice(first * t.format.weights, last * t.format.weights)
         source_name = want = x = None
         if source is not None:
             with model_files.open(source) as s:
                 source_name, x = _source_block(f, s, t, row, place)
-            want = quants.quantize(x, t.format)
+            want = quants.quantize(x, t.format) if np.isfinite(x).all() else None
         rows = t.rows // t.shape[0] if len(t.shape) == 3 else t.rows
         return Explanation(
             tensor=tensor,
@@ -116,7 +118,7 @@ def explain(
             expert=row // rows if len(t.shape) == 3 else None,
             row=row % rows,
             column=place.start,
-            offset=t.offset + block * size,
+            offset=t.offset + (row * per_row + first) * size,
             part=f.parts[t.part],
             fields=_fields(t, raw, want),
             subs=_subs(t, raw, x),
@@ -136,8 +138,12 @@ def _source_block(
     link = names.link(t.name, job.hp)
     if link is None:
         raise Unsupported(f"{t.name} has no counterpart in a checkpoint")
-    if job.kept(link) is None:
+    if link.role in PER_EXPERT:
         job.maps, _ = map_experts(job)
+    shape = names.source_shape(s, link, job.hp_source, job.kept(link))
+    if shape != t.shape:
+        there = "no such tensor" if shape is None else f"one of shape {list(shape)}"
+        raise Unsupported(f"{t.name} has shape {list(t.shape)}; the source has {there}")
     rows = names.source_rows(s, link, job.hp_source, slice(row, row + 1), job.kept(link))
     task = Task(t, link)
     return job.sources(link)[row // task.rows if task.stacked else 0], widen(rows)[:, place].copy()

@@ -6,12 +6,15 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.errors import Unsupported
 from refimpl.files import names
 from refimpl.files.gguf import Gguf
+from refimpl.files.hparams import ARCHITECTURE
 from refimpl.files.imatrix import Imatrix
 from refimpl.files.names import Hparams, Link
 from refimpl.files.safetensors import Checkpoint
 from refimpl.files.source import Tensor
+from refimpl.quants.formats import formats
 from refimpl.verifier.findings import Finding
 from refimpl.verifier.result import TensorResult
 
@@ -90,9 +93,9 @@ class Job:
         ]
 
     def readable(self, name: str) -> bool:
-        """Is the tensor in the file, with a whole region?"""
+        """Is the tensor in the file, of a type that we decode, with a whole region?"""
         broken = any(d.fatal and d.tensor == name for d in self.f.defects)
-        return name in self.f.tensors and not broken
+        return name in self.f.tensors and self.f.tensors[name].format.name in formats and not broken
 
     def sources(self, link: Link) -> list[str]:
         """Names of the source tensors behind a GGUF tensor, in the file's order."""
@@ -106,13 +109,35 @@ class Job:
         said = []
         for one in fields(Hparams):
             mine, theirs = getattr(self.hp, one.name), getattr(self.hp_source, one.name)
-            if one.name in FREE_HPARAMS or np.float32(mine) == np.float32(
-                theirs
-            ):  # GGUF stores floats as F32
+            if isinstance(mine, float):  # GGUF stores floats as F32
+                same = np.float32(mine) == np.float32(theirs)
+            else:
+                same = mine == theirs
+            if same or one.name in FREE_HPARAMS:
                 continue
             message = f"{one.name} is {mine} in the file's metadata, {theirs} in the source"
             said.append(Finding("hparam-differs", "error", message))
+        mine, theirs = _normalizes_experts(self.f), _normalizes_experts(self.source)
+        if mine != theirs:
+            message = f"expert_weights_norm is {mine} in the file's metadata, {theirs} in the source"
+            said.append(Finding("hparam-differs", "error", message))
         return said
+
+
+def _normalizes_experts(model: Gguf | Checkpoint) -> bool:
+    """Are the chosen experts' weights divided by their sum? llama.cpp takes a missing key for no."""
+    if isinstance(model, Gguf):
+        return model.metadata.get(f"{ARCHITECTURE}.expert_weights_norm", False) is True
+    return model.config.get("norm_topk_prob", True) is True
+
+
+def require_decodable(f: Gguf) -> None:
+    """Raise Unsupported for a file with tensors of types that refimpl measures but does not decode."""
+    unknown = [t for t in f.tensors.values() if t.format.name not in formats]
+    if unknown:
+        kinds = ", ".join(sorted({t.format.name for t in unknown}))
+        more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
+        raise Unsupported(f"{f.path}: {unknown[0].name}{more}: refimpl does not decode {kinds}")
 
 
 def plan(job: Job) -> tuple[list[Task], dict[str, TensorResult], list[Finding]]:

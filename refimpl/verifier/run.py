@@ -16,7 +16,7 @@ from refimpl.files import source as model_files
 from refimpl.files.gguf import Gguf
 from refimpl.verifier import census, container, experts, settle
 from refimpl.verifier.findings import Finding
-from refimpl.verifier.job import Job, Task, plan
+from refimpl.verifier.job import Job, Task, plan, require_decodable
 from refimpl.verifier.requantize import Tally, Unit, check_rows
 from refimpl.verifier.result import Report
 
@@ -61,6 +61,7 @@ def verify(
         if not isinstance(f, Gguf):
             raise Unsupported(f"{f.path}: verify needs a GGUF, this is {f.kind}")
         job = Job(f, s, names.hparams(f), names.hparams(s), build)
+        require_decodable(f)
         if imatrix is not None:
             job.imatrix = stack.enter_context(imatrix_file.read(imatrix))
         declared = recipes.load(os.fspath(recipe)) if recipe is not None else None
@@ -147,7 +148,10 @@ def check(job: Job, unit: Unit) -> Tally:
     try:
         return check_rows(raw, tensor.format, source, first_block, importance, job.build)
     except quants.NotFinite as error:
-        return Tally(weights=source.size, source_not_finite=(unit.start + error.row, error.column))
+        return Tally(
+            blocks=source.size // tensor.format.weights,
+            source_not_finite=(unit.start + error.row, error.column),
+        )
 
 
 def _say_mismatch(recipe: recipes.Recipe, m: recipes.Mismatch) -> Finding:

@@ -22,6 +22,10 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
 
     return : {tensor name: result}, and the findings, in the file's order
     """
+    for parts in tallies.values():
+        for expert, tally in parts.items():
+            if tally.source_not_finite:  # how much of it was compared depends on how it was cut into units
+                parts[expert] = Tally(blocks=tally.blocks, source_not_finite=tally.source_not_finite)
     rare = _formats_that_match(tasks, tallies)
     foreign = _foreign(tasks, tallies)
     other_source = _is_other_source(tasks, tallies, foreign)
@@ -169,7 +173,7 @@ def disagreeing_routers(job: Job, results: dict[str, TensorResult]) -> list[Find
                 fits[link.layer, expert.index].append(expert.fits)
     said = []
     for (layer, e), found in fits.items():
-        if len(found) == 3 and found[0] is not None and len(set(found)) == 1:
+        if layer in job.maps and len(found) == 3 and found[0] is not None and len(set(found)) == 1:
             row = job.maps[layer][e]
             message = f"expert {e}: gate, up and down hold source expert {found[0]}, the router row {row}"
             said.append(Finding("router-disagrees", "error", message, f"blk.{layer}.ffn_gate_inp.weight", e))
