@@ -1,5 +1,6 @@
 """Count codes that are not the encoder's under the stored scales: the twin of rounding.py."""
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from refimpl.quants.search_jit import TENTH, ZERO, find_peak, round_code
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint16]
 
-Q8_0_ID, Q5_0_ID, Q4_K_ID, Q6_K_ID = Q8_0.id, Q5_0.id, Q4_K.id, Q6_K.id
 QS4, QS8 = Q4_K.offset("qs"), Q8_0.offset("qs")
 SIXTEEN = np.float32(16)
 
@@ -98,31 +99,60 @@ def check_q5_0(block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
 
 
 @jit
-def check_block(id: int, block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
-    """Check one block of the format with this id. stored, codes : [256] uint8, scratch."""
-    if id == Q8_0_ID:
-        return check_q8_0(block, x)
-    if id == Q5_0_ID:
-        return check_q5_0(block, x, stored[: x.size], codes[: x.size])
-    if id == Q4_K_ID:
-        return check_q4_k(block, x)
-    return check_q6_k(block, x, codes)
+def check_q8_0_rows(raw: Bytes, x: Floats, off: Words, far: Bytes) -> None:
+    """Check rows of Q8_0 blocks; see nearest."""
+    size, weights = q8_0_jit.BYTES, q8_0_jit.WEIGHTS
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * size : (b + 1) * size], x[r, b * weights : (b + 1) * weights]
+            off[r, b], far[r, b] = check_q8_0(block, group)
 
 
 @jit
-def nearest(raw: Bytes, id: int, weights: int, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+def check_q5_0_rows(raw: Bytes, x: Floats, off: Words, far: Bytes) -> None:
+    """Check rows of Q5_0 blocks; see nearest."""
+    size, weights = q5_0_jit.BYTES, q5_0_jit.WEIGHTS
+    stored, codes = np.empty(weights, np.uint8), np.empty(weights, np.uint8)
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * size : (b + 1) * size], x[r, b * weights : (b + 1) * weights]
+            off[r, b], far[r, b] = check_q5_0(block, group, stored, codes)
+
+
+@jit
+def check_q4_k_rows(raw: Bytes, x: Floats, off: Words, far: Bytes) -> None:
+    """Check rows of Q4_K blocks; see nearest."""
+    size, weights = q4_k_jit.BYTES, q4_k_jit.WEIGHTS
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * size : (b + 1) * size], x[r, b * weights : (b + 1) * weights]
+            off[r, b], far[r, b] = check_q4_k(block, group)
+
+
+@jit
+def check_q6_k_rows(raw: Bytes, x: Floats, off: Words, far: Bytes) -> None:
+    """Check rows of Q6_K blocks; see nearest."""
+    size, weights = q6_k_jit.BYTES, q6_k_jit.WEIGHTS
+    codes = np.empty(weights, np.uint8)
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * size : (b + 1) * size], x[r, b * weights : (b + 1) * weights]
+            off[r, b], far[r, b] = check_q6_k(block, group, codes)
+
+
+CHECKS = MappingProxyType(
+    {Q8_0.id: check_q8_0_rows, Q5_0.id: check_q5_0_rows, Q4_K.id: check_q4_k_rows, Q6_K.id: check_q6_k_rows}
+)
+
+
+def nearest(raw: Bytes, id: int, weights: int, x: Floats, off: Words, far: Bytes) -> None:
     """Count, in every block, the codes that are not the encoder's under the stored scales.
+
+    One kernel per format, so that only those in use are compiled.
 
     raw : [R, bytes] uint8; id and weights are the format's
     x   : [R, n] float32, finite
     off : [R, NB] uint16, written: how many
     far : [R, NB] uint8, written: the largest distance in code steps
     """
-    stored, codes = np.empty(256, np.uint8), np.empty(256, np.uint8)
-    blocks = x.shape[1] // weights
-    size = raw.shape[1] // blocks
-    for r in range(x.shape[0]):
-        for b in range(blocks):
-            group = x[r, b * weights : (b + 1) * weights]
-            count, distance = check_block(id, raw[r, b * size : (b + 1) * size], group, stored, codes)
-            off[r, b], far[r, b] = count, distance
+    CHECKS[id](raw, x, off, far)
