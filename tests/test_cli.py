@@ -145,7 +145,7 @@ def test_an_error_cannot_steer_the_terminal(capsys, fails):
     fails(BadFile("\x1b[2J.gguf", 3, "the name '\x9b2J\u202e' occurs\ntwice"))
     run(["inspect", "m.gguf"])
     err = capsys.readouterr().err
-    assert err == "refimpl: \\x1b[2J.gguf: byte 3: the name '\\x9b2J\\u202e' occurs\\x0atwice\n"
+    assert err == "refimpl: \\x1b[2J.gguf: byte 3: the name '\\x9b2J\\u202e' occurs\\ntwice\n"
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
@@ -189,7 +189,7 @@ def test_other_sizes_are_wrong_usage(text):
 def test_text_from_files_shows_what_it_hides():
     assert clean("plain text, [bold] and ünïcode · 你好") == "plain text, [bold] and ünïcode · 你好"
     assert clean("a\x00\x1b\x7f\x9b\n\u200b\u2028\ufeff\ud800\U000e0041") == (
-        "a\\x00\\x1b\\x7f\\x9b\\x0a\\u200b\\u2028\\ufeff\\ud800\\U000e0041"
+        "a\\x00\\x1b\\x7f\\x9b\\n\\u200b\\u2028\\ufeff\\ud800\\U000e0041"
     )
     assert clean("x" * 1000) == "x" * 499 + "…"
     assert len(clean("\x1b" * 10**7)) == 500

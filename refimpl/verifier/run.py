@@ -6,7 +6,7 @@ verdict. A clean file and its source are read once, in order; only what fails is
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from refimpl import engine, quants, recipes
 from refimpl.errors import Unsupported, Usage
@@ -55,9 +55,8 @@ def verify(
     if build not in quants.BUILDS:
         raise Usage(f"unknown build {build!r}; known: {', '.join(quants.BUILDS)}")
     with ExitStack() as stack:
-        f, s = model_files.open(file), model_files.open(source)
-        stack.callback(f.close)
-        stack.callback(s.close)
+        f = stack.enter_context(closing(model_files.open(file)))
+        s = stack.enter_context(closing(model_files.open(source)))
         if not isinstance(f, Gguf):
             raise Unsupported(f"{f.path}: verify needs a GGUF, this is {f.kind}")
         job = Job(f, s, names.hparams(f), names.hparams(s), build)
