@@ -80,12 +80,12 @@ def make_importance(n: int, seed: int = 2) -> dict[str, Floats]:
     return {name: row.astype(np.float32) for name, row in rows.items()}
 
 
-def draw_cases(rows: int, n: int) -> Iterator[tuple[str, Floats, Floats]]:
-    """(name, x [rows, n], imatrix [0 or 2, n]): every set without an imatrix, and with two experts' rows."""
-    importance = list(make_importance(n).items())
-    for i, (name, values) in enumerate(make_weights(rows * n).items()):
+def draw_cases(rows: int, n: int, seed: int = 1) -> Iterator[tuple[str, Floats, Floats]]:
+    """(name, x [rows, n], imatrix [0 or 2, n]): every set without an imatrix, and with every kind of one."""
+    importance = list(make_importance(n, seed + 1).items())
+    pairs = list(zip(importance, importance[1:] + importance[:1], strict=True))
+    for name, values in make_weights(rows * n, seed).items():
         x = values.reshape(rows, n)
         yield name, x, np.empty((0, n), np.float32)
-        for j in (i, i + 3):
-            (first, a), (second, b) = importance[j % len(importance)], importance[(j + 1) % len(importance)]
+        for (first, a), (second, b) in pairs:
             yield f"{name}; importance {first}, {second}", x, np.stack([a, b])

@@ -122,17 +122,14 @@ def measure_spread(x: Floats, at: int, sigma2: Scratch) -> None:
 @inlined
 def write_block(x: Floats, block: int, s: Search, c: Scales, k: int, out: Bytes) -> bool:
     """Final codes and the block's bytes. Returns whether the block must be redone."""
-    halves = load(c.halves, 2 * k, 2)
-    d = decode_half(halves)
-    step = first(d) * convert(load(c.scales, 8 * k, 8), np.float32)
-    offset = first(high_half(d)) * convert(load(c.mins, 8 * k, 8), np.float32)
+    at = block * BYTES
+    store(out, at, reinterpret(load(c.halves, 2 * k, 2), np.uint8))
+    pack_scales(c, k, out, at + 4)
+    read_scales(out, at, c.steps, c.offsets)  # as stored: fitted scales may be wider than their 6 bits
+    step = load(c.steps, 0, 8)
     lost = (step == ZERO) | (load(s.wild, 8 * k, 8) != ZERO)
     lost = lost & (load(s.low, 8 * k, 8) != load(s.high, 8 * k, 8))  # constant sub-blocks need no search
     store(c.steps, 0, select(step == ZERO, INFINITY, step))  # x/infinity gives code 0
-    store(c.offsets, 0, offset)
-    at = block * BYTES
-    store(out, at, reinterpret(halves, np.uint8))
-    pack_scales(c, k, out, at + 4)
     for pair in range(4):
         weights = block * 256 + 64 * pair
         low = round_codes(x, weights, get(c.steps, 2 * pair), get(c.offsets, 2 * pair))
