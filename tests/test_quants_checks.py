@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from refimpl import quants
+from refimpl.quants import q5_0
 from refimpl.quants.formats import formats
 from tests.bits import assert_same_bits
 from tests.weights import gaussian
@@ -190,3 +191,22 @@ def test_wrong_arguments_are_refused() -> None:
         quants.compare(raw, "q4_k", x, sse=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="rows of q4_k blocks"):
         quants.scale_defects(raw[0], "q4_k")
+
+
+@BOTH
+def test_a_compiler_that_fuses_leaves_no_q5_0_code_off(reference: bool) -> None:
+    """trunc(fma(x, 1/d, 16.5)) instead of two roundings: ties fall otherwise in some blocks."""
+    x = np.random.default_rng(8).standard_normal((64, 4096)).astype(np.float32).view(np.uint32) >> 16 << 16
+    x = x.view(np.float32)
+    raw = quants.quantize(x, "q5_0")
+    groups = x.reshape(-1, 32)
+    d = groups[np.arange(len(groups)), np.abs(groups).argmax(1)] / np.float32(-16)
+    sums = (groups.astype(np.float64) * (np.float32(1) / d)[:, None] + 16.5).astype(np.float32)
+    codes = np.minimum(sums.astype(np.int32), 31)
+    blocks = raw.reshape(-1).view(formats["q5_0"].block)
+    changed = np.flatnonzero((codes != q5_0.unpack_codes(blocks)).any(axis=1))
+    low = codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4
+    blocks["qs"] = low.astype(np.uint8)
+    blocks["qh"] = np.packbits(codes >> 4, axis=1, bitorder="little")
+    assert len(changed) > 3
+    assert not quants.nearest(raw, "q5_0", x, reference=reference)["off"].any()

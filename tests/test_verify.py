@@ -13,7 +13,9 @@ from refimpl.quants.formats import known
 from refimpl.verifier import mutate
 from refimpl.verifier.controls import KEPT, ROUTER, STACKED, UP
 from refimpl.verifier.mutate import Copy
+from refimpl.verifier.requantize import check_rows, widen
 from refimpl.verifier.run import verify
+from refimpl.verifier.verdict import classify
 
 GOLDEN = tiny_model()
 STOCK = GOLDEN / "stock.gguf"
@@ -216,3 +218,62 @@ def test_hyperparameters_that_no_tensor_shows_are_compared(tmp_path, key, value)
     copy.set(f"glm-dsa.{key}", value)
     report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
     assert not report.passed and [f.code for f in report.findings] == ["hparam-differs"]
+
+
+def test_a_file_whose_near_ties_fell_otherwise_all_over_is_rounded(tmp_path):
+    copy = Copy(STOCK)
+    for name, part in copy.parts.items():
+        if part.format.name == "q4_k":
+            mutate.nudge_mins(copy, mutate.source_values(GOLDEN, name), name, every=200)
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    assert report.passed and report.verdict == "rounded" and report.counts["rounded"] > 10
+
+
+def test_an_f16_source_that_lost_its_smallest_weights_condemns_no_file(tmp_path):
+    source = Copy(STOCK)
+    for name, part in source.parts.items():
+        if part.format.name != "f32":
+            mutate.replace_values(part, mutate.source_values(GOLDEN, name), refimpl.formats["f16"])
+    assert verify(STOCK, source.write(tmp_path / "f16.gguf")).passed
+
+
+def test_rows_made_with_and_without_the_imatrix_are_exact_for_any_memory(tmp_path):
+    copy, plain = Copy(IMATRIX), Copy(STOCK)
+    copy[UP].raw[::3] = plain[UP].raw[::3]
+    path = copy.write(tmp_path / "model.gguf")
+    for memory in (2 << 30, 1 << 20):
+        assert verify(path, GOLDEN, imatrix=GOLDEN / "imatrix.gguf", memory=memory).verdict == "exact"
+
+
+def degenerate(kind, rng):
+    """Weights [64, 512] that the plain encoder happens to hit, or that no scale of the format reaches."""
+    each = rng.standard_normal((64, 1))
+    signs = np.where(rng.random((64, 512)) < 0.5, 0.5, -0.25)
+    x = {
+        "one value a row": np.repeat(each, 512, axis=1),
+        "two values a row": signs * each,
+        "below the smallest scale": rng.standard_normal((64, 512)) * 1e-8,
+        "hardly a number": rng.standard_normal((64, 512)) * 1e-31,
+        "dead rows": np.where(each > 0, signs, 0),
+    }[kind]
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("fmt", ["q4_k", "q6_k", "q5_0"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one value a row",
+        "two values a row",
+        "below the smallest scale",
+        "hardly a number",
+        "dead rows",
+    ],
+)
+def test_an_imatrix_over_degenerate_weights_is_no_damage(kind, fmt):
+    rng = np.random.default_rng(5)
+    source, importance = degenerate(kind, rng), np.exp(rng.standard_normal(512)).astype(np.float32)
+    raw = refimpl.quantize(widen(source), fmt, imatrix=importance)
+    tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, refimpl.formats[fmt]) in ("exact", "rounded")

@@ -2,7 +2,9 @@
 
 Q4_K and Q6_K end by rounding each weight to its nearest code under the scales that they store, whatever
 search found those; so the codes can be checked without knowing the search. Q5_0 rounds before it stores: with
-an imatrix under one of 19 trial scales, without one under 1/d. Q8_0 has one rule and no search.
+an imatrix under one of 19 trial scales, without one under 1/d; it multiplies by them, and whether a compiler
+fuses that decides ties, so a code is the encoder's where the value lies within TIE of it or of its tie.
+Q8_0 has one rule and no search.
 A sub-block whose step is 0 decodes to one value whatever its codes: none of them counts as off.
 """
 
@@ -17,6 +19,8 @@ from refimpl.quants.formats import Format
 from refimpl.quants.search import TENTH, find_peak
 
 Array = NDArray[Any]
+
+TIE = np.float32(0.5 + 2**-18)  # half a code step and four times the last bit of 16
 
 
 def measure_codes(blocks: Array, fmt: Format, x: Array) -> Array:
@@ -47,15 +51,23 @@ def measure_codes(blocks: Array, fmt: Format, x: Array) -> Array:
 
 def _measure_trials(stored: Array, x: Array) -> Array:
     """Measure the distance to the best of the plain rule and the 19 trials: fewest off, then least far."""
-    best = np.abs(stored - q5_0.round_codes(x)[1])
+    d, codes = q5_0.round_codes(x)
+    inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
+    best = _measure_apart(stored, codes, inverse[:, None] * x)
     peak = find_peak(x)
     for k in range(-9, 10):
         inverse = -(np.float32(16) + TENTH * np.float32(k)) / peak
-        codes = np.clip(nearest_int(inverse[:, None] * x), -16, 15) + 16
-        far = np.abs(stored - codes)
+        values = inverse[:, None] * x
+        far = _measure_apart(stored, np.clip(nearest_int(values), -16, 15) + 16, values)
         better = _rank(far) < _rank(best)
         best = np.where(better[:, None], far, best)
     return best
+
+
+def _measure_apart(stored: Array, codes: Array, values: Array) -> Array:
+    """Steps between stored codes and those of a rule; none where the value, in steps, is a tie between them."""
+    tie = np.abs(values - (stored - 16).astype(np.float32)) <= TIE
+    return np.where(tie, 0, np.abs(stored - codes))
 
 
 def _rank(far: Array) -> Array:

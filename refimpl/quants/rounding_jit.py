@@ -17,7 +17,8 @@ Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 
 QS4, QS8 = Q4_K.offset("qs"), Q8_0.offset("qs")
-SIXTEEN = np.float32(16)
+ONE, SIXTEEN = np.float32(1), np.float32(16)
+TIE = np.float32(0.5 + 2**-18)
 
 
 @jit
@@ -67,11 +68,14 @@ def check_q6_k(block: Bytes, x: Floats, codes: Bytes) -> Any:
 
 
 @jit
-def count_apart(stored: Bytes, codes: Bytes) -> Any:
-    """Compare the 32 codes of a Q5_0 block; return : codes off, largest distance."""
+def count_apart(stored: Bytes, codes: Bytes, inverse: Any, x: Floats) -> Any:
+    """Compare the 32 codes of a Q5_0 block, ties aside; return : codes off, largest distance."""
     off, far = 0, 0
     for i in range(q5_0_jit.WEIGHTS):
-        distance = abs(int(np.int64(stored[i]) - np.int64(codes[i])))  # bytes alone would wrap
+        code = np.int64(stored[i])  # bytes alone would wrap
+        if abs(inverse * x[i] - np.float32(code - 16)) <= TIE:
+            continue
+        distance = abs(int(code - np.int64(codes[i])))
         off += distance != 0
         far = max(far, distance)
     return off, far
@@ -83,16 +87,16 @@ def check_q5_0(block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
     if decode_half(int(block[0]) | int(block[1]) << 8) == ZERO:
         return 0, 0
     q5_0_jit.unpack_codes(block, stored)
-    q5_0_jit.round_plain(x, codes)
+    d = q5_0_jit.round_plain(x, codes)
+    off, far = count_apart(stored, codes, ONE / d if d != ZERO else ZERO, x)
     peak = find_peak(x)
-    off, far = count_apart(stored, codes)
     for k in range(-9, 10):
         if off == 0:
             break
         inverse = -(SIXTEEN + TENTH * np.float32(k)) / peak
         for i in range(q5_0_jit.WEIGHTS):
             codes[i] = round_code(inverse * x[i], -16, 15) + 16
-        new_off, new_far = count_apart(stored, codes)
+        new_off, new_far = count_apart(stored, codes, inverse, x)
         if new_off < off or (new_off == off and new_far < far):
             off, far = new_off, new_far
     return off, far

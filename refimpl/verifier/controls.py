@@ -184,6 +184,24 @@ def scale_byte_q4_k(b: Bench) -> Expect:
 
 
 @control
+def last_bit_of_a_scale(b: Bench) -> Expect:
+    """the last bit of one block's dmin, where every code stays the nearest"""
+    copy = b.copy()
+    block = mutate.nudge_mins(copy, mutate.source_values(b.golden, UP), UP, every=4096)[0]
+    b.write(copy)
+    return Expect("scale-changed", {UP: "degraded"}, block // 256, block)
+
+
+@control
+def codes_cut_off(b: Bench) -> Expect:
+    """all codes of a tensor are cut off instead of rounded"""
+    copy = b.copy()
+    mutate.cut_off_codes(copy[UP], mutate.source_values(b.golden, UP))
+    b.write(copy)
+    return Expect("too-much-error", {UP: "degraded"}, 0)
+
+
+@control
 def scale_not_finite(b: Bench) -> Expect:
     """d of one block is NaN"""
     copy = b.copy()

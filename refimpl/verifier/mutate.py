@@ -14,6 +14,7 @@ from refimpl.files import encode, names
 from refimpl.files import source as model_files
 from refimpl.files.gguf import Gguf
 from refimpl.files.safetensors import Checkpoint
+from refimpl.quants import q4_k
 from refimpl.quants.formats import Format, formats
 from refimpl.verifier.requantize import widen
 
@@ -67,6 +68,33 @@ def replace_values(part: Part, values: NDArray[np.float32], fmt: Format | None =
     part.format = fmt or part.format
     part.shape = values.shape
     part.raw = quants.quantize(values.reshape(-1, values.shape[-1]), part.format)
+
+
+def cut_off_codes(part: Part, values: NDArray[np.float32]) -> None:
+    """Replace the codes of a Q4_K tensor by those that a quantizer without rounding would write."""
+    blocks = part.raw.reshape(-1).view(part.format.block)
+    step, offset = (a[..., None] for a in q4_k.scale_subs(blocks))
+    x = values.reshape(len(blocks), q4_k.SUBS, q4_k.SUB)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.where(step > 0, np.clip((x + offset) / step, 0, 15), 0).astype(np.uint8)
+    codes = codes.reshape(len(blocks), -1, 2, q4_k.SUB)
+    blocks["qs"] = (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(len(blocks), -1)
+
+
+def nudge_mins(copy: Copy, values: NDArray[np.float32], name: str, every: int) -> list[int]:
+    """Flip the last bit of dmin of about one Q4_K block in `every` (of one at least) where no code minds.
+
+    return : the blocks
+    """
+    part = copy[name]
+    nudged = part.raw.copy()
+    nudged.reshape(-1).view(part.format.block)["dmin"].view(np.uint16)[:] ^= 1
+    x = values.reshape(len(nudged), -1)
+    fine = np.flatnonzero(quants.nearest(nudged, part.format, x)["off"].reshape(-1) == 0)
+    chosen = fine[:: max(1, every * len(fine) // (x.size // part.format.weights))]
+    size = part.format.block.itemsize
+    part.raw.reshape(-1, size)[chosen] = nudged.reshape(-1, size)[chosen]
+    return [int(i) for i in chosen]
 
 
 def source_values(source: Path, name: str) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
 """Encode the source again and compare with the file, block by block.
 
 A unit is some rows of one expert (or of one plain tensor). Blocks whose bytes equal the reference encoder's
-are done; every other block is put into exactly one class, worst first:
+(with the imatrix if one was given, or without) are done; every other block is put into exactly one class, worst first:
 
     nan     a scale of the block is NaN or Inf
-    zero    d = 0 although the source block is not zero
-    error   its squared error exceeds ERROR_LIMIT times the plain encoder's on the same source block
+    zero    d = 0 although the source block is not zero and the plain encoder's d is not
+    error   its squared error exceeds ERROR_LIMIT times the plain encoder's, and what even steps cost any block
     far     a code lies two or more steps from the nearest under the stored scales
     off     a code lies one step from the nearest under the stored scales
     search  every code is nearest: another scale search (an imatrix, another build) made this block
@@ -25,8 +25,19 @@ CLASSES = ("nan", "zero", "error", "far", "off", "search")
 ERROR_LIMIT = (
     25.0  # times the plain encoder's squared error: five times its rmse; an imatrix can cost that much
 )
+# Squared error over squared source that even steps between the largest and the smallest weight cost a block
+# whose weights are +-r: (2r / steps)^2 / 12 / r^2. Blocks that the plain encoder happens to hit (one value, two
+# values, mostly zeros) are measured against this: any other search misses them by far more than 25 times.
+EVEN_STEPS = {
+    name: 1 / (3 * steps**2) for name, steps in {"q4_k": 15, "q5_0": 31, "q6_k": 63, "q8_0": 254}.items()
+}
 KEEP = 8  # blocks remembered per class and expert; the counts go on
 EXACT = frozenset({"f32", "f16", "bf16"})  # unquantized: copied or not
+
+
+# per row: squared errors, squared source values; squared errors of the blocks that differ, as stored and as
+# the plain encoder has them
+SUMS = ("sse", "ssx", "differ", "plain")
 
 
 @dataclass(frozen=True)
@@ -63,17 +74,14 @@ class Tally:
 
     weights: int = 0
     blocks: int = 0
-    differ: int = 0  # from the encoder as asked for (build, imatrix)
-    differ_plain: int = 0  # from the same encoder without the imatrix
+    differ: int = 0  # from the encoder of this build, with the imatrix and without
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0))
     suspects: dict[str, list[Suspect]] = field(default_factory=lambda: {c: [] for c in CLASSES})
     ratio: float = 0.0  # worst error ratio over the blocks that differ
     overflow: int = 0  # finite source values that the file's float type holds as Inf
     underflow: int = 0  # non-zero source values that it holds as 0
-    row_sse: list[NDArray[np.float64]] = field(default_factory=list)  # until the expert is complete
-    row_ssx: list[NDArray[np.float64]] = field(default_factory=list)
-    sse: list[float] = field(default_factory=list)  # of complete experts
-    ssx: list[float] = field(default_factory=list)
+    rows: dict[str, list[NDArray[np.float64]]] = field(default_factory=lambda: {s: [] for s in SUMS})
+    sums: dict[str, list[float]] = field(default_factory=lambda: {s: [] for s in SUMS})  # of complete experts
     max_abs: float = 0.0
     worst_block: int | None = None
     worst_sse: float = -1.0
@@ -84,7 +92,6 @@ class Tally:
         self.weights += other.weights
         self.blocks += other.blocks
         self.differ += other.differ
-        self.differ_plain += other.differ_plain
         self.overflow += other.overflow
         self.underflow += other.underflow
         self.ratio = max(self.ratio, other.ratio)
@@ -92,23 +99,22 @@ class Tally:
             self.counts[name] += other.counts[name]
             self.suspects[name] = (self.suspects[name] + other.suspects[name])[:KEEP]
         self.source_not_finite = self.source_not_finite or other.source_not_finite
-        self.row_sse += other.row_sse
-        self.row_ssx += other.row_ssx
-        self.sse += other.sse
-        self.ssx += other.ssx
+        for name in SUMS:
+            self.rows[name] += other.rows[name]
+            self.sums[name] += other.sums[name]
         self.max_abs = _larger(self.max_abs, other.max_abs)
         if other.worst_sse > self.worst_sse:
             self.worst_sse, self.worst_block = other.worst_sse, other.worst_block
 
     def close(self) -> None:
         """All rows of this expert have come: keep their exactly rounded sums, the same for any partition."""
-        self.sse.append(_fsum(self.row_sse))
-        self.ssx.append(_fsum(self.row_ssx))
-        self.row_sse, self.row_ssx = [], []
+        for name, rows in self.rows.items():
+            self.sums[name].append(_fsum(rows))
+            self.rows[name] = []
 
-    def sums(self) -> tuple[float, float]:
-        """Sums of squared errors and of squared source values; NaN where something is not finite."""
-        return _fsum([np.array(self.sse)]), _fsum([np.array(self.ssx)])
+    def sum(self, name: str) -> float:
+        """One of SUMS; NaN where something is not finite."""
+        return _fsum([np.array(self.sums[name])])
 
 
 def _fsum(parts: list[NDArray[np.float64]]) -> float:
@@ -142,8 +148,8 @@ def check_rows(
         _count_floats(tally, raw, want, fmt, widen(source), first_block)
         return tally
     rows = quants.compare(raw, fmt, source)
-    tally.row_sse.append(rows["sse"].copy())
-    tally.row_ssx.append(rows["ssx"].copy())
+    tally.rows["sse"].append(rows["sse"].copy())
+    tally.rows["ssx"].append(rows["ssx"].copy())
     tally.max_abs = float(rows["max_abs"].max())
     worst = int(np.argmax(rows["worst_sse"]))
     tally.worst_sse = float(rows["worst_sse"][worst])
@@ -151,10 +157,6 @@ def check_rows(
     tally.worst_block = first_block + worst * per_row + int(rows["worst_block"][worst])
     if not np.array_equal(raw, want):
         _classify_blocks(tally, raw, want, fmt, source, first_block, imatrix, build)
-    elif imatrix is not None:
-        tally.differ_plain = (
-            tally.blocks if rows["ssx"].any() else 0
-        )  # not tried: these bytes have their explanation
     return tally
 
 
@@ -177,8 +179,8 @@ def _count_floats(
 ) -> None:
     """Unquantized rows: equal to the source after the declared conversion, or not."""
     if np.array_equal(raw, want) and fmt.name != "f16":
-        tally.row_sse.append(np.zeros(len(x)))
-        tally.row_ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        tally.rows["sse"].append(np.zeros(len(x)))
+        tally.rows["ssx"].append(np.square(x, dtype=np.float64).sum(axis=1))
         return
     got = quants.dequantize(raw, fmt)
     finite = np.isfinite(got)
@@ -187,12 +189,12 @@ def _count_floats(
     tally.underflow = int(((got == 0) & (x != 0)).sum())
     with np.errstate(invalid="ignore", over="ignore"):
         error = got.astype(np.float64) - x
-        tally.row_sse.append(np.square(error).sum(axis=1))
-        tally.row_ssx.append(np.square(x, dtype=np.float64).sum(axis=1))
+        tally.rows["sse"].append(np.square(error).sum(axis=1))
+        tally.rows["ssx"].append(np.square(x, dtype=np.float64).sum(axis=1))
         tally.max_abs = float(np.abs(error).max()) if finite.all() else math.nan
     size = fmt.block.itemsize
     differ = (raw.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)
-    tally.differ = tally.differ_plain = int(differ.sum())
+    tally.differ = int(differ.sum())
     tally.counts["error"] = tally.differ
     flat, wanted = raw.reshape(-1, size), want.reshape(-1, size)
     for i in np.flatnonzero(~finite.reshape(-1))[:KEEP]:
@@ -239,12 +241,17 @@ def _classify_blocks(
     raw, source, differ = raw[rows], source[rows], differ[rows]
     x = widen(source)
     plain = want[rows] if imatrix is None else quants.quantize(x, fmt, build=build)
+    differ &= (raw.reshape(-1, per_row, size) != plain.reshape(-1, per_row, size)).any(axis=2)
     tally.differ = int(differ.sum())
-    tally.differ_plain = int((raw.reshape(-1, size) != plain.reshape(-1, size)).any(axis=1).sum())
+    if not tally.differ:
+        return
 
     sse, sse_plain = np.empty(differ.shape), np.empty(differ.shape)
     quants.compare(raw, fmt, source, sse=sse)
     quants.compare(plain, fmt, source, sse=sse_plain)
+    tally.rows["differ"].append(np.where(differ, sse, 0).sum(axis=1))
+    tally.rows["plain"].append(np.where(differ, sse_plain, 0).sum(axis=1))
+    even = EVEN_STEPS[fmt.name] * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sse > sse_plain, sse / sse_plain, np.where(sse <= sse_plain, 1.0, np.inf))
     near = quants.nearest(raw, fmt, x)
@@ -252,8 +259,8 @@ def _classify_blocks(
     kind = np.full(differ.shape, CLASSES.index("search"))
     kind[near["off"] > 0] = CLASSES.index("off")
     kind[near["far"] > 1] = CLASSES.index("far")
-    kind[ratio > ERROR_LIMIT] = CLASSES.index("error")
-    kind[zeroed(raw, fmt, x)] = CLASSES.index("zero")
+    kind[(ratio > ERROR_LIMIT) & ~(sse <= even)] = CLASSES.index("error")
+    kind[zeroed(raw, fmt, x) & ~zeroed(plain, fmt, x)] = CLASSES.index("zero")
     kind[quants.scale_defects(raw, fmt)] = CLASSES.index("nan")
     tally.ratio = float(ratio[differ].max())
     raw, want = raw.reshape(-1, size), want[rows].reshape(-1, size)

@@ -27,6 +27,7 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
             if tally.source_not_finite:  # how much of it was compared depends on how it was cut into units
                 parts[expert] = Tally(blocks=tally.blocks, source_not_finite=tally.source_not_finite)
     rare = _formats_that_match(tasks, tallies)
+    own = _is_own(job, tasks, tallies)
     foreign = _foreign(tasks, tallies)
     other_source = _is_other_source(tasks, tallies, foreign)
     results: dict[str, TensorResult] = {}
@@ -38,7 +39,7 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
         name, fmt = task.tensor.name, task.tensor.format
         whole, experts = Tally(), []
         for expert, tally in tallies[name].items():
-            sporadic = fmt.name in rare and verdict.is_sporadic(tally, fmt)
+            sporadic = fmt.name in rare and verdict.is_sporadic(tally, fmt, own)
             said = verdict.classify(tally, fmt)
             said = "degraded" if said == "rounded" and sporadic else said
             fit = None
@@ -61,7 +62,7 @@ def _expert_result(task: Task, expert: int | None, tally: Tally, said: str, fit:
         index=expert or 0,
         verdict=said,
         blocks=tally.blocks,
-        blocks_differ=min(tally.differ, tally.differ_plain),
+        blocks_differ=tally.differ,
         errors=verdict.measure(tally),
         fits=fit.expert if fit else None,
         fits_tensor=fit.source if fit else None,
@@ -92,8 +93,19 @@ def _formats_that_match(tasks: list[Task], tallies: Tallies) -> set[str]:
     clean: dict[str, list[bool]] = defaultdict(list)
     for task in tasks:
         for tally in tallies[task.tensor.name].values():
-            clean[task.tensor.format.name].append(tally.differ == 0 or tally.differ_plain == 0)
+            clean[task.tensor.format.name].append(tally.differ == 0)
     return {name for name, seen in clean.items() if sum(seen) > len(seen) / 2}
+
+
+def _is_own(job: Job, tasks: list[Task], tallies: Tallies) -> bool:
+    """Did this very encoder make the file from this very source, so that any odd block is damage?
+
+    Another build or an imatrix shows all over the file; an F16 source has dropped the smallest weights.
+    """
+    quantized = [t.tensor for t in tasks if t.tensor.format.name not in EXACT | verdict.NO_SEARCH]
+    odd = sum(any(part.differ for part in tallies[tensor.name].values()) for tensor in quantized)
+    halves = any(t.format.name == "f16" for t in job.source.tensors.values())
+    return odd <= max(1, len(quantized) // 10) and not halves
 
 
 def _foreign(tasks: list[Task], tallies: Tallies) -> set[tuple[str, int | None]]:

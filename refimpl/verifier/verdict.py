@@ -16,19 +16,21 @@ import math
 from refimpl.files.source import Tensor
 from refimpl.quants.formats import Format
 from refimpl.verifier.findings import Finding
-from refimpl.verifier.requantize import EXACT, Suspect, Tally
+from refimpl.verifier.requantize import EVEN_STEPS, EXACT, Suspect, Tally
 from refimpl.verifier.result import Errors
 
 MOST = 0.5  # of the blocks: a property of the tensor rather than damage
+WORST = ("zero", "error", "far")  # classes of which one block is damage
+TOO_MUCH = 3.0  # squared error over the plain encoder's, summed over the blocks that differ
 UNRELATED = 0.9  # relative rmse from which bytes no longer resemble their source
 NO_SEARCH = frozenset({"q8_0"})  # the scale follows from the source alone: no imatrix explains another one
 RARE = 0.01  # a share of differing blocks that damage could explain, were it not all over the file
-SAME_ERROR = 1.02  # error ratio up to which another build's near-tie explains a differing block
+SAME_ERROR = 1.1  # error ratio up to which another build's near-tie explains a differing block
 
 
 def measure(tally: Tally) -> Errors:
     """rmse, rmse relative to the source's rms, largest error and signal-to-noise ratio (dB)."""
-    sse, ssx = tally.sums()
+    sse, ssx = tally.sum("sse"), tally.sum("ssx")
     if math.isnan(sse) or math.isnan(ssx) or not tally.weights:
         return Errors(None, None, None, None, None)
     worst = tally.worst_block if tally.worst_sse > 0 else None
@@ -48,14 +50,25 @@ def classify(tally: Tally, fmt: Format) -> str:
         return "corrupt"
     if fmt.name in EXACT:
         return "degraded" if tally.differ else "copied"
-    if tally.differ == 0 or tally.differ_plain == 0:
+    if tally.differ == 0:
         return "exact"
-    if counts["zero"] or counts["error"] or counts["far"]:
+    if any(counts[kind] for kind in WORST) or loses_too_much(tally, fmt):
         return "degraded"
     odd = counts["off"] + (counts["search"] if fmt.name in NO_SEARCH else 0)
     if odd:
         return "equivalent" if odd > MOST * tally.blocks else "degraded"
     return "rounded"
+
+
+def loses_too_much(tally: Tally, fmt: Format) -> bool:
+    """Do the blocks that differ cost far more than the plain encoder's would, all of them together?
+
+    Codes that are cut off instead of rounded cost 4 times the squared error, codes one step too high 13 times,
+    scales twice too large 4 times; an imatrix whose importances spread over e^3 at most 2.5 times, over e^2
+    1.5 times; learned rounding less than 2.
+    """
+    even = EVEN_STEPS.get(fmt.name, 0) * tally.sum("ssx")
+    return tally.sum("differ") > max(TOO_MUCH * tally.sum("plain"), even)
 
 
 def looks_foreign(tally: Tally, fmt: Format) -> bool:
@@ -66,10 +79,13 @@ def looks_foreign(tally: Tally, fmt: Format) -> bool:
     return counts["zero"] + counts["error"] + counts["far"] > MOST * tally.blocks
 
 
-def is_sporadic(tally: Tally, fmt: Format) -> bool:
-    """A few blocks of another scale search with another error: damage, unless the whole file is like that."""
+def is_sporadic(tally: Tally, fmt: Format, own: bool) -> bool:
+    """A few blocks of another scale search: damage, unless another build's near-ties explain them.
+
+    own : this encoder made all the rest of the file, so that no other build is there to explain anything
+    """
     few = tally.differ < RARE * tally.blocks and tally.ratio > SAME_ERROR
-    return few or (fmt.name in NO_SEARCH and tally.differ <= MOST * tally.blocks)
+    return few or ((own or fmt.name in NO_SEARCH) and tally.differ <= MOST * tally.blocks)
 
 
 def describe_damage(
@@ -78,6 +94,10 @@ def describe_damage(
     """Say what the blocks of each bad class look like, one finding a class, the first block as example."""
     name, fmt = tensor.name, tensor.format
     said = _float_ranges(tally, tensor)
+    if not any(tally.suspects[kind] for kind in WORST) and loses_too_much(tally, fmt):
+        factor = tally.sum("differ") / (tally.sum("plain") or math.nan)
+        words = f"{'it' if expert is None else f'expert {expert}'} costs {factor:.3g} times the squared error"
+        said.append(Finding("too-much-error", "error", f"{words} of the plain encoder", name, expert))
     for kind, code, phrase in _DAMAGE:
         suspects, count = tally.suspects[kind], tally.counts[kind]
         if not suspects or (kind == "search" and not sporadic):
