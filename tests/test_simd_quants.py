@@ -9,10 +9,10 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from hard_weights import draw_cases, make_importance, make_weights
 
 from refimpl import quants
 from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from tests.hard_weights import draw_cases, make_importance, make_weights
 
 FORMATS = [Q4_K, Q6_K, Q8_0, Q5_0]
 SEARCHING = [Q4_K, Q6_K]  # those that leave degenerate blocks to the portable kernel

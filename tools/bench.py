@@ -1,8 +1,8 @@
 """The benchmark: the only source of figures about speed. Prints a Markdown table for the README.
 
-    python tools/bench.py                 # kernels against the native library (extra `oracle`), gguf-py, cold start
-    python tools/bench.py --slice DIR     # `verify` end to end too, on a slice of 3 GB that is made in DIR
-    python tools/bench.py --only Q6_K     # only rows whose name contains this
+    python -m tools.bench                 # kernels against the native library (extra `oracle`), gguf-py, cold start
+    python -m tools.bench --slice DIR     # `verify` end to end too, on a slice of 3 GB that is made in DIR
+    python -m tools.bench --only Q6_K     # only rows whose name contains this
 
 Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
 ratios of neighbouring runs, its quartiles stand beside it. The native functions are called from compiled code
@@ -22,19 +22,20 @@ from pathlib import Path
 
 import llvmlite.binding
 import numpy as np
-from bench_rows import Differ, Row, list_rows
+
+from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
 import time; wall, cpu = time.perf_counter(), time.process_time()
 import numpy as np, refimpl
-from refimpl.quants import checks
+from refimpl import quants
 x = np.random.default_rng(0).standard_normal((64, 2048)).astype(np.float32)
 bits = (x.view(np.uint32) >> 16).astype(np.uint16)
 for fmt in ("q4_k", "q6_k", "q8_0", "q5_0", "f16", "bf16"):
-    raw = refimpl.quantize(x, fmt)
-    refimpl.dequantize(raw, fmt)
+    raw = quants.quantize(bits, fmt)
+    quants.quantize(x, fmt), refimpl.dequantize(raw, fmt)
     if fmt[0] == "q":
-        checks.compare(raw, fmt, bits), checks.compare(raw, fmt, x), checks.nearest(raw, fmt, x)
+        quants.compare(raw, fmt, bits), quants.compare(raw, fmt, x), quants.nearest(raw, fmt, x)
 if {imatrix}:
     for fmt in ("q4_k", "q6_k", "q5_0"):
         refimpl.quantize(x, fmt, x[0] * x[0])
@@ -74,9 +75,8 @@ def time_cold_start(imatrix: bool) -> str:
 
 def time_verify(place: Path, runs: int) -> str:
     """Verify a slice of the real model's widths end to end, from the page cache; return a line of the table."""
-    import bench_slice
-
     import refimpl
+    from tools import bench_slice
 
     file, source = bench_slice.make(place, experts=24)
     speeds = []

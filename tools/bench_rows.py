@@ -1,9 +1,6 @@
 """The rows of the benchmark: two sides that do the same work, and the check that they give the same bits."""
 
 import ctypes as c
-import glob
-import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl import quants
-from refimpl.quants import checks
 from refimpl.quants.formats import Format, find_codec
+from tools import ggml
 
 Array = NDArray[Any]
 COLUMNS = 6144
@@ -40,15 +37,6 @@ class Row:
     check: Callable[[], None]
     run: Callable[[], Any]
     peer: Callable[[], Any]
-
-
-def load_native() -> c.CDLL:
-    spec = importlib.util.find_spec("xllamacpp")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the benchmark compares with the native library: pip install -e '.[oracle]'")
-    library = c.CDLL(glob.glob(os.path.join(os.path.dirname(spec.origin), "*.so"))[0])
-    library.ggml_cpu_init()
-    return library
 
 
 def native_encoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:
@@ -147,7 +135,7 @@ def compare_row(library: c.CDLL, fmt: str, goal: float, rows: int) -> Row:
     )
 
     def run() -> Array:
-        return checks.compare(raw, fmt, bits)
+        return quants.compare(raw, fmt, bits)
 
     def peer() -> tuple[float, float, float]:
         native(raw.ctypes.data, y.ctypes.data, x.size)
@@ -157,7 +145,7 @@ def compare_row(library: c.CDLL, fmt: str, goal: float, rows: int) -> Row:
 
     def check() -> None:
         got, few = run(), slice(0, 16)
-        same(got[few], checks.compare(raw[few], fmt, bits[few], reference=True), f"compare {fmt}")
+        same(got[few], quants.compare(raw[few], fmt, bits[few], reference=True), f"compare {fmt}")
         ours = got["sse"].sum(), got["ssx"].sum(), got["max_abs"].max()
         if not np.allclose(ours, peer(), rtol=1e-4):
             raise Differ(f"compare {fmt}: {ours} here, {peer()} by NumPy")
@@ -214,7 +202,7 @@ def thread_row(fmt: str, job: str, goal: float, rows: int) -> Row:
     work: Callable[[slice], Any] = {
         "encode": lambda part: quants.quantize(x[part], fmt, out=out[part]),
         "decode": lambda part: quants.dequantize(raw[part], fmt, out=y[part]),
-        "compare": lambda part: checks.compare(raw[part], fmt, bits[part]),
+        "compare": lambda part: quants.compare(raw[part], fmt, bits[part]),
     }[job]
     pool, halves = ThreadPoolExecutor(2), (slice(0, rows // 2), slice(rows // 2, rows))
 
@@ -232,7 +220,7 @@ def thread_row(fmt: str, job: str, goal: float, rows: int) -> Row:
 
 def list_rows(rows: int) -> Iterator[Callable[[], Row]]:
     """Every row, to be built only when its turn comes. `rows` of 6,144 weights are encoded; decoding takes more."""
-    library, many = load_native(), 16 * rows
+    library, many = ggml.LIBRARY, 16 * rows
     importance = np.random.default_rng(1).uniform(0.1, 3, COLUMNS).astype(np.float32)
     for fmt, goal in (("q4_k", 10.0), ("q6_k", 9.0), ("q8_0", 7.0), ("q5_0", 3.0)):
         yield lambda fmt=fmt, goal=goal: encode_row(library, fmt, goal, rows)
