@@ -11,7 +11,7 @@ from refimpl.errors import BadFile, Unsupported, Usage
 from refimpl.files.golden import tiny_model
 from refimpl.quants.formats import known
 from refimpl.verifier import mutate
-from refimpl.verifier.controls import KEPT, ROUTER, STACKED, UP
+from refimpl.verifier.controls import KEPT, NORM, ROUTER, STACKED, UP
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.requantize import check_rows, widen
 from refimpl.verifier.run import verify
@@ -277,3 +277,35 @@ def test_an_imatrix_over_degenerate_weights_is_no_damage(kind, fmt):
     tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
     tally.close()
     assert classify(tally, refimpl.formats[fmt]) in ("exact", "rounded")
+
+
+def test_a_norm_with_a_little_noise_is_degraded_though_other_norms_lie_near(tmp_path):
+    copy = Copy(STOCK)
+    values = copy[NORM].raw.view(np.float32)
+    values *= 1 + 1e-3 * np.random.default_rng(2).standard_normal(values.shape).astype(np.float32)
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    assert {t.name: t.verdict for t in report.tensors if t.verdict not in ("exact", "copied")} == {
+        NORM: "degraded"
+    }
+
+
+def test_experts_shuffled_in_every_layer_do_not_make_another_source(tmp_path):
+    copy = Copy(STOCK)
+    perm = np.random.default_rng(4).permutation(16)
+    for name, part in copy.parts.items():
+        if "_exps." in name:
+            part.raw = np.concatenate([part.expert(e) for e in perm])
+    copy["token_embd.weight"].raw = copy["token_embd.weight"].raw[::-1].copy()
+    report = verify(copy.write(tmp_path / "model.gguf"), GOLDEN)
+    assert report.verdict == "misplaced" and "other-source" not in {f.code for f in report.findings}
+
+
+def test_experts_whose_router_rows_are_equal_are_told_apart_by_their_content(tmp_path):
+    source = mutate.copy_source(GOLDEN, tmp_path / "source")
+    copy = Copy(STOCK)
+    for i, value in enumerate(copy[ROUTER].raw.view(np.uint32)[4] >> 16):
+        mutate.set_source_value(source, "model.layers.1.mlp.gate.weight", 256 * 5 + i, int(value))
+    copy[ROUTER].raw[5] = copy[ROUTER].raw[4]
+    mutate.prune(copy, [5, 4, *range(6, 16)])
+    report = verify(copy.write(tmp_path / "model.gguf"), source)
+    assert report.passed and report.maps[1] == [5, 4, *range(6, 16)]

@@ -19,6 +19,7 @@ from refimpl.verifier.result import PASSING, Report
 
 UP, GATE, DOWN = (f"blk.1.ffn_{m}_exps.weight" for m in ("up", "gate", "down"))
 Q6, Q5 = "blk.2.ffn_down_exps.weight", "blk.1.attn_k_b.weight"
+V_B = "blk.1.attn_v_b.weight"
 ROUTER, BIAS, NORM = "blk.1.ffn_gate_inp.weight", "blk.1.exp_probs_b.bias", "blk.1.attn_norm.weight"
 STACKED = [GATE, UP, DOWN]
 KEPT = [14, 3, 0, 9, 11, 5, 1, 15, 8, 2, 12, 6]  # 12 of 16, renumbered
@@ -280,6 +281,37 @@ def k_b_not_transposed(b: Bench) -> Expect:
     mutate.untranspose(copy, b.golden, Q5)
     b.write(copy)
     return Expect("misplaced", {Q5: "misplaced"})
+
+
+@control
+def v_b_transposed(b: Bench) -> Expect:
+    """the heads of attn_v_b are transposed as if they were attn_k_b's, and the shape does not show it"""
+    copy = b.copy()
+    values = mutate.source_values(b.golden, V_B)
+    mutate.replace_values(copy[V_B], values.transpose(0, 2, 1).reshape(values.shape))
+    b.write(copy)
+    return Expect("misplaced", {V_B: "misplaced"})
+
+
+@control
+def k_b_from_the_v_part(b: Bench) -> Expect:
+    """attn_k_b holds the last rows of kv_b_proj's heads, which are the v part's, instead of the first"""
+    copy = b.copy()
+    k, v = mutate.source_values(b.golden, Q5), mutate.source_values(b.golden, V_B)
+    heads = np.concatenate([k.transpose(0, 2, 1), v], axis=1)
+    mutate.replace_values(copy[Q5], heads[:, -k.shape[2] :].transpose(0, 2, 1).reshape(k.shape))
+    b.write(copy)
+    return Expect("misplaced", {Q5: "misplaced"})
+
+
+@control
+def rows_of_an_expert_reversed(b: Bench) -> Expect:
+    """the rows of one expert stand in reverse order"""
+    copy = b.copy()
+    rows = copy[DOWN].expert(6)
+    rows[:] = rows[::-1].copy()
+    b.write(copy)
+    return Expect("misplaced", {DOWN: "misplaced"}, 6)
 
 
 @control

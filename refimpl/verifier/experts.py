@@ -34,8 +34,15 @@ def map_experts(job: Job) -> tuple[dict[int, list[int]], list[Finding]]:
         want = widen(names.source_rows(job.source, link, job.hp_source, slice(None)))
         kept = match_rows(have, want)
         unknown = [e for e, k in enumerate(kept) if k < 0]
-        if unknown:
+        alike = find_alike(want)
+        guesses = {e: k for e, k in enumerate(kept) if k in alike}
+        for e in guesses:
+            kept[e] = -1
+        if unknown or guesses:
             _match_content(job, link.layer, kept)
+        for e, guess in guesses.items():
+            if kept[e] < 0 and guess not in kept:
+                kept[e] = guess
         for e in unknown:
             fit = (
                 f"its content is source expert {kept[e]}" if kept[e] >= 0 else "its content fits none either"
@@ -66,6 +73,14 @@ def match_rows(have: Matrix, want: Matrix) -> list[int]:
             if distance[best] < NEAR:
                 kept[i] = left.pop(best)
     return kept
+
+
+def find_alike(want: Matrix) -> set[int]:
+    """Rows that are not the only ones of their kind: what they stand for, the router cannot tell."""
+    places: dict[bytes, list[int]] = {}
+    for j, row in enumerate(want):
+        places.setdefault(row.tobytes(), []).append(j)
+    return {j for group in places.values() if len(group) > 1 for j in group}
 
 
 def _match_content(job: Job, layer: int, kept: list[int]) -> None:

@@ -14,6 +14,7 @@ from refimpl.verifier.requantize import EXACT, Tally, widen
 from refimpl.verifier.result import RANK, ExpertResult, TensorResult
 
 Tallies = dict[str, dict[int | None, Tally]]
+UNNAMED = 8  # parts that fit nothing, after which the search leaves out the experts of other layers
 MTP_NOTE = "the source's {} MTP tensors are left out, consistently with nextn_predict_layers = 0"
 
 
@@ -32,6 +33,7 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
     other_source = _is_other_source(tasks, tallies, foreign)
     results: dict[str, TensorResult] = {}
     findings: list[Finding] = []
+    unnamed = 0
     if other_source:
         message = "most tensors resemble nothing in this source: it is not the checkpoint the file comes from"
         findings.append(Finding("other-source", "error", message))
@@ -44,7 +46,8 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
             said = "degraded" if said == "rounded" and sporadic else said
             fit = None
             if (name, expert) in foreign and said != "corrupt":
-                fit = None if other_source else _identify(job, task, expert)
+                fit = None if other_source else identify(job, task.link, expert, unnamed < UNNAMED)
+                unnamed += fit is None
                 said, found = _judge_foreign(job, task, tally, expert, fit)
                 findings += [] if other_source else found
             elif RANK[said] > RANK["equivalent"] or fmt.name in EXACT:
@@ -118,16 +121,15 @@ def _foreign(tasks: list[Task], tallies: Tallies) -> set[tuple[str, int | None]]
 
 
 def _is_other_source(tasks: list[Task], tallies: Tallies, foreign: set[tuple[str, int | None]]) -> bool:
-    """Do most of the compared weights belong to bytes that do not fit this source?"""
-    total = sum(t.weights for parts in tallies.values() for t in parts.values())
-    odd = sum(tallies[name][expert].weights for name, expert in foreign)
-    return len(tasks) > 1 and odd > total / 2
+    """Do most tensors hold, for the most part, what does not fit this source?
 
-
-def _identify(job: Job, task: Task, expert: int | None) -> Fit | None:
-    kept = job.kept(task.link)
-    expected = None if expert is None else (kept[expert] if kept else expert)
-    return identify(job.f, job.source, job.hp_source, task.link, expert, expected)
+    Tensors, not weights: most of a model's weights are its experts', which one mistake can misplace.
+    """
+    odd = 0
+    for task in tasks:
+        parts = tallies[task.tensor.name]
+        odd += 2 * sum((task.tensor.name, expert) in foreign for expert in parts) > len(parts)
+    return len(tasks) > 1 and odd > len(tasks) / 2
 
 
 def _judge_foreign(
