@@ -24,7 +24,20 @@ from refimpl.arith.simd_lanes import (
     reinterpret,
     widen_half_by_bits,
 )
-from refimpl.arith.simd_memory import get, load, peek, poke, prefetch, put, stack, store, transpose16
+from refimpl.arith.simd_memory import (
+    fence,
+    get,
+    is_aligned,
+    load,
+    peek,
+    poke,
+    prefetch,
+    put,
+    stack,
+    store,
+    stream,
+    transpose16,
+)
 
 N = 24  # no power of two: any lane count is legal
 EXPRESSION = 4
@@ -281,6 +294,22 @@ def test_bytes_are_read_and_written_at_any_offset():
     raw = np.zeros(16, np.uint8)
     assert int(run(raw)) == int(raw[1:9].copy().view(np.uint64)[0])
     assert raw[3:7].tolist() == [4, 3, 2, 1]
+
+
+def test_streamed_stores_land_like_any_other():
+    @jit
+    def run(out):
+        aligned = is_aligned(out)
+        if aligned:
+            stream(out, 16, fill(np.float32(3), 16))
+            fence()
+        return aligned
+
+    memory = np.zeros(80, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    out = memory[start : start + 48]
+    assert run(out) and not run(memory[start + 1 : start + 49])
+    assert np.array_equal(out, np.repeat([0, 3, 0], 16))
 
 
 def expression_as_size(x):

@@ -12,6 +12,7 @@ import pytest
 
 from refimpl import quants
 from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.quants.search_simd import STREAMED
 from tests.hard_weights import draw_cases, make_importance, make_weights
 
 FORMATS = [Q4_K, Q6_K, Q8_0, Q5_0]
@@ -111,6 +112,22 @@ def test_vectors_decode_every_byte_pattern_as_the_portable_kernel_does(fmt):
         number = ~np.isnan(want)
         assert np.array_equal(number, ~np.isnan(got))
         assert np.array_equal(got[number].view(np.uint32), want[number].view(np.uint32))
+
+
+@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_large_results_bypass_the_caches_unharmed(fmt, offset):
+    rows = STREAMED // 8192 + 1
+    some = np.random.default_rng(9).integers(0, 256, (8, fmt.row_bytes(8192)), np.uint8)
+    raw = np.resize(some, (rows, some.shape[1]))
+    out, memory, start = guard(np.zeros((rows, 8192), np.float32), offset)
+    want = np.empty((8, 8192), np.float32)
+    vectors(fmt).dequantize(raw, out)
+    portable(fmt).dequantize(some, want)
+    assert_guarded(memory, start, out.nbytes)
+    number = np.resize(~np.isnan(want), out.shape)
+    assert np.array_equal(out.view(np.uint32)[number], np.resize(want.view(np.uint32), out.shape)[number])
+    assert np.isnan(out[~number]).all()
 
 
 def damage(raw, share, seed=6):

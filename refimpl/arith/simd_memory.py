@@ -72,6 +72,45 @@ def store(tc: Any, place: Any, index: Any, vector: Any) -> Any:
 
 
 @primitive
+def stream(tc: Any, place: Any, index: Any, vector: Any) -> Any:
+    """store() past the caches, to an address that is a multiple of 64: for results too large to stay there."""
+    if not isinstance(vector, Vector) or vector.elt != pointee(place):
+        raise TypingError(f"cannot store {vector} in {place}")
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        target = address(context, builder, place, args[0], args[1], args[2].type)
+        stored = builder.store(args[2], target, align=64)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(place, types.intp, vector), emit
+
+
+@primitive
+def fence(tc: Any) -> Any:
+    """Make streamed results visible to other threads, in order."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@primitive
+def is_aligned(tc: Any, place: Any) -> Any:
+    """Does an array or scratch start at a multiple of 64 bytes?"""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = address(context, builder, place, args[0], ir.Constant(I64, 0), ir.IntType(8))
+        rest = builder.and_(builder.ptrtoint(at, I64), ir.Constant(I64, 63))
+        return builder.icmp_unsigned("==", rest, ir.Constant(I64, 0))
+
+    pointee(place)
+    return types.boolean(place), emit
+
+
+@primitive
 def get(tc: Any, place: Any, index: Any) -> Any:
     """One element of scratch or of an array, by flat index."""
 

@@ -31,7 +31,7 @@ __all__ = [
 Array = NDArray[Any]
 
 BUILDS = ("strict",)
-CHUNK = 1 << 17  # weights: half a MiB of float32
+CHUNK = 1 << 18  # weights: 1 MiB of float32
 FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
 
 # Which module runs each format: kernels compile at first use, so each is imported by name when it is needed.

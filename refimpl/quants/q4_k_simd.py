@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, Scratch, inlined, maximum, minimum, select
 from refimpl.arith.simd_lanes import convert, decode_half, first, high_half, mask_bits, reinterpret
-from refimpl.arith.simd_memory import get, load, prefetch, put, stack, store
+from refimpl.arith.simd_memory import fence, get, load, prefetch, put, stack, store
 from refimpl.quants import fallback_simd, q4_k_jit
 from refimpl.quants.formats import Q4_K
 from refimpl.quants.scale_min_simd import (
@@ -23,7 +23,7 @@ from refimpl.quants.scale_min_simd import (
     weigh_by_imatrix,
     weigh_plain,
 )
-from refimpl.quants.search_simd import ZERO, gather, nearest
+from refimpl.quants.search_simd import ZERO, gather, is_streamed, nearest, put_weights
 from refimpl.quants.six_bit_simd import (
     TOGETHER,
     Scales,
@@ -152,6 +152,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
     w = (d*scale)*code - dmin*min
     """
     steps, offsets = stack(np.float32, 8), stack(np.float32, 8)
+    streamed = is_streamed(out)
     for block in range(raw.size // BYTES):
         at = block * BYTES
         prefetch(raw, at + 4096)
@@ -161,9 +162,10 @@ def dequantize(raw: Bytes, out: Floats) -> None:
             i = block * 256 + 64 * pair
             low, high = convert(q & np.uint8(15), np.int32), convert(q >> np.uint8(4), np.int32)
             step, offset = get(steps, 2 * pair), get(offsets, 2 * pair)
-            store(out, i, step * convert(low, np.float32) - offset)
+            put_weights(out, i, step * convert(low, np.float32) - offset, streamed)
             step, offset = get(steps, 2 * pair + 1), get(offsets, 2 * pair + 1)
-            store(out, i + 32, step * convert(high, np.float32) - offset)
+            put_weights(out, i + 32, step * convert(high, np.float32) - offset, streamed)
+    fence()
 
 
 @inlined

@@ -22,15 +22,16 @@ from refimpl.arith.simd_lanes import (
     mask_bits,
     reinterpret,
 )
-from refimpl.arith.simd_memory import get, load, peek, poke, prefetch, put, stack, store, transpose16
+from refimpl.arith.simd_memory import fence, get, load, peek, poke, prefetch, put, stack, store, transpose16
 from refimpl.quants import q5_0_jit
 from refimpl.quants.formats import Q5_0
 from refimpl.quants.scale_simd import BOTH, LANES, TILES, ScaleSearch, allocate, search
-from refimpl.quants.search_simd import ZERO, find_largest, gather, nearest
+from refimpl.quants.search_simd import ZERO, find_largest, gather, is_streamed, nearest, put_weights
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+MIDDLE, INFINITY = np.float32(16.5), np.float32(np.inf)
 BYTES = Q5_0.block.itemsize
 QH, QS = Q5_0.offset("qh"), Q5_0.offset("qs")
 BITS = constants("uint32", [1 << k for k in range(32)])
@@ -62,10 +63,11 @@ def encode_plain(x: Floats, out: Bytes) -> None:
         top = first(find_largest(size))
         peak = get(x, block * 32 + lowest_lane(mask_bits(size == top))) if top > ZERO else ZERO  # never -0
         d = fill(peak / np.float32(-16), 1)
-        inverse = select(d != ZERO, np.float32(1) / d, ZERO)
-        raised = v * first(inverse) + np.float32(16.5)
-        # 1/d is infinite for subnormal d: C then converts ±infinity or NaN, on x86 to 0 in the lowest byte
-        raised = select(absolute(raised) < np.float32(128), raised, ZERO)
+        inverse = np.float32(1) / d
+        finite = absolute(inverse) < INFINITY
+        # 1/d is infinite for subnormal d: C then converts ±infinity or NaN, on x86 to a lowest byte of 0
+        middle = select(finite | (d == ZERO), fill(MIDDLE, 1), ZERO)
+        raised = v * first(select(finite, inverse, ZERO)) + first(middle)
         write(out, block, d, minimum(convert(raised, np.int32), np.int32(31)))
 
 
@@ -156,6 +158,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
     w = (code - 16)*d; bit k of qh is the fifth bit of code k
     """
+    streamed = is_streamed(out)
     for block in range(raw.size // BYTES):
         at = block * BYTES
         prefetch(raw, at + 4096)
@@ -164,4 +167,5 @@ def dequantize(raw: Bytes, out: Floats) -> None:
         low = convert(join(q & np.uint8(15), q >> np.uint8(4)), np.int32)
         fifth = (fill(peek(raw, at + QH, np.uint32), 32) & BITS()) != np.uint32(0)
         codes = select(fifth, low, low - np.int32(16))
-        store(out, block * 32, convert(codes, np.float32) * d)
+        put_weights(out, block * 32, convert(codes, np.float32) * d, streamed)
+    fence()

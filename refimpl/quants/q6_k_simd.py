@@ -22,11 +22,11 @@ from refimpl.arith.simd_lanes import (
     permutation,
     reinterpret,
 )
-from refimpl.arith.simd_memory import get, load, prefetch, put, stack, store, transpose16
+from refimpl.arith.simd_memory import fence, get, load, prefetch, put, stack, store, transpose16
 from refimpl.quants import fallback_simd, q6_k_jit
 from refimpl.quants.formats import Q6_K
 from refimpl.quants.scale_simd import BOTH, LANES, allocate, search
-from refimpl.quants.search_simd import TINY, ZERO, gather, nearest
+from refimpl.quants.search_simd import TINY, ZERO, gather, is_streamed, nearest, put_weights
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -165,7 +165,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
     w = (d*scale)*(code - 32)
     """
-    steps = stack(np.float32, 16)
+    steps, streamed = stack(np.float32, 16), is_streamed(out)
     for block in range(raw.size // BYTES):
         at = block * BYTES
         prefetch(raw, at + 4096)
@@ -173,10 +173,11 @@ def dequantize(raw: Bytes, out: Floats) -> None:
         for half in range(2):
             a, b, c, d = read_half(raw, at + 64 * half, at + QH + 32 * half)
             i, j = block * 256 + 128 * half, 8 * half
-            scale(steps, j, a, out, i)
-            scale(steps, j + 2, b, out, i + 32)
-            scale(steps, j + 4, c, out, i + 64)
-            scale(steps, j + 6, d, out, i + 96)
+            scale(steps, j, a, out, i, streamed)
+            scale(steps, j + 2, b, out, i + 32, streamed)
+            scale(steps, j + 4, c, out, i + 64, streamed)
+            scale(steps, j + 6, d, out, i + 96, streamed)
+    fence()
 
 
 @inlined
@@ -188,8 +189,8 @@ def read_scales(raw: Bytes, at: int, steps: Scratch) -> None:
 
 
 @inlined
-def scale(steps: Scratch, j: int, codes: Lanes, out: Floats, i: int) -> None:
+def scale(steps: Scratch, j: int, codes: Lanes, out: Floats, i: int, streamed: bool) -> None:
     """out = step*(code - 32) for 32 weights, 16 a step."""
     signed = convert(convert(reinterpret(codes, np.int8) - np.int8(32), np.int32), np.float32)
-    store(out, i, get(steps, j) * low_half(signed))
-    store(out, i + 16, get(steps, j + 1) * high_half(signed))
+    put_weights(out, i, get(steps, j) * low_half(signed), streamed)
+    put_weights(out, i + 16, get(steps, j + 1) * high_half(signed), streamed)

@@ -1,16 +1,34 @@
 """Searches that several formats' vector encoders share; one lane is one sub-block, or one problem."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
 from refimpl.arith.simd_lanes import convert, high_half, low_half, mask_bits, reinterpret
-from refimpl.arith.simd_memory import load, store
+from refimpl.arith.simd_memory import is_aligned, load, store, stream
 
 MAGIC = np.float32(12582912)  # 1.5 * 2^23: (v + MAGIC) - MAGIC is v rounded to an integer, ties to even, ...
 LIMIT = np.float32(4e6)  # ... as long as |v| stays below 2^22
+STREAMED = 1 << 23  # weights, 32 MiB
 ZERO, ONE = np.float32(0), np.float32(1)
 TINY = np.float32(1e-15)  # ggml calls a sub-block below this all zero (GROUP_MAX_EPS)
+
+
+@inlined
+def is_streamed(out: NDArray[np.float32]) -> Any:
+    """Should decoded weights bypass the caches? Twice as fast, where they would not stay there anyway."""
+    return out.size >= STREAMED and is_aligned(out)
+
+
+@inlined
+def put_weights(out: NDArray[np.float32], i: int, weights: Lanes, streamed: bool) -> None:
+    """Store decoded weights; i is a multiple of 16."""
+    if streamed:
+        stream(out, i, weights)
+    else:
+        store(out, i, weights)
 
 
 @inlined
