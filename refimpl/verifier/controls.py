@@ -181,7 +181,7 @@ def scale_byte_q4_k(b: Bench) -> Expect:
     copy = b.copy()
     copy[UP].block(30, 2)["scales"][0, 1] ^= 0x3F
     b.write(copy)
-    return Expect("block-error", {UP: "degraded"}, 2, 2 * 256 + 30)
+    return Expect("code-far-off", {UP: "degraded"}, 2, 2 * 256 + 30)
 
 
 @control
