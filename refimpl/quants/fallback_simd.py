@@ -1,4 +1,4 @@
-"""What the vector encoders leave to the scalar text: blocks that they flag, and inputs too small for them."""
+"""Round the vector encoders: blocks that they flag go to the scalar text, inputs too small for them are repeated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +26,13 @@ def encode(
     scalar   : (x, imatrix, rows_per_expert, out)
     x, imatrix, rows_per_expert, out : as in every quantize(): [R, n], [E, n], [R, bytes]
     """
-    blocks = x.size // fmt.weights
-    if blocks < together:
-        scalar(x, imatrix, rows_per_expert, out)
+    if x.size < together * fmt.weights:
+        more, importance = repeat_rows(x, imatrix, rows_per_expert, together * fmt.weights)
+        raw = np.empty((len(more), out.shape[1]), np.uint8)
+        encode(fmt, together, kernel, scalar, more, importance, 1, raw)
+        out[:] = raw[: len(x)]
         return
-    redo = np.zeros(blocks, np.bool_)
+    redo = np.zeros(x.size // fmt.weights, np.bool_)
     kernel(x, imatrix, rows_per_expert, out, redo)
     if redo.any():
         again = np.flatnonzero(redo)
@@ -38,6 +40,16 @@ def encode(
         weights = np.ascontiguousarray(x.reshape(-1, fmt.weights)[again])
         scalar(weights, pick_importance(fmt, again, x.shape[1], imatrix, rows_per_expert), 1, raw)
         out.reshape(-1, fmt.block.itemsize)[again] = raw
+
+
+def repeat_rows(
+    x: NDArray[np.float32], imatrix: NDArray[np.float32], rows_per_expert: int, weights: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The rows again and again until there are at least so many weights; and an imatrix row for each, if any."""
+    shape = (-(-weights // x.shape[1]), x.shape[1])
+    if not len(imatrix):
+        return np.resize(x, shape), imatrix
+    return np.resize(x, shape), np.resize(imatrix[np.arange(len(x)) // rows_per_expert], shape)
 
 
 def pick_importance(

@@ -1,7 +1,7 @@
 """Q5_0 on explicit vectors: the bytes of q5_0_jit for every input.
 
 Without an imatrix one block of 32 is one vector. With one, 64 blocks go through the search of scale_simd.py
-together; fewer blocks than that are left to q5_0_jit.
+together.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from refimpl.arith.simd_lanes import (
     reinterpret,
 )
 from refimpl.arith.simd_memory import fence, get, load, peek, poke, prefetch, put, stack, store, transpose16
-from refimpl.quants import q5_0_jit
+from refimpl.quants import fallback_simd
 from refimpl.quants.formats import Q5_0
 from refimpl.quants.scale_simd import BOTH, LANES, TILES, ScaleSearch, allocate, search
 from refimpl.quants.search_simd import ZERO, find_largest, gather, is_streamed, nearest, put_weights
@@ -46,8 +46,11 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     """
     if not len(imatrix):
         encode_plain(x, out)
-    elif x.size // 32 < BOTH:
-        q5_0_jit.quantize(x, imatrix, rows_per_expert, out)
+    elif x.size < TILES:
+        more, importance = fallback_simd.repeat_rows(x, imatrix, rows_per_expert, TILES)
+        raw = np.empty((len(more), out.shape[1]), np.uint8)
+        encode_weighted(more, importance, 1, raw)
+        out[:] = raw[: len(x)]
     else:
         encode_weighted(x, imatrix, rows_per_expert, out)
 
