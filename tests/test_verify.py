@@ -309,3 +309,16 @@ def test_experts_whose_router_rows_are_equal_are_told_apart_by_their_content(tmp
     mutate.prune(copy, [5, 4, *range(6, 16)])
     report = verify(copy.write(tmp_path / "model.gguf"), source)
     assert report.passed and report.maps[1] == [5, 4, *range(6, 16)]
+
+
+@pytest.mark.parametrize("fmt", ["q4_k", "q6_k", "q5_0"])
+def test_an_imatrix_with_outliers_is_no_damage(fmt):
+    """One column in a hundred with 10,000 times the others' importance, as attention sinks make them."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((256, 2048)).astype(np.float32)
+    source = (x.view(np.uint32) >> 16).astype(np.uint16)
+    importance = np.exp(rng.standard_normal(2048)) * np.where(rng.random(2048) < 0.01, 1e4, 1)
+    raw = refimpl.quantize(widen(source), fmt, imatrix=importance.astype(np.float32))
+    tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, refimpl.formats[fmt]) == "rounded"

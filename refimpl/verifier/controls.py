@@ -185,6 +185,15 @@ def scale_byte_q4_k(b: Bench) -> Expect:
 
 
 @control
+def scale_of_q5_0_imatrix(b: Bench) -> Expect:
+    """d of one Q5_0 block is doubled in a file made with an imatrix that we do not have"""
+    copy = b.copy("imatrix-quantized")
+    copy[Q5].block(77)["d"] *= 2
+    b.write(copy)
+    return Expect("scale-impossible", {Q5: "degraded"}, None, 77)
+
+
+@control
 def last_bit_of_a_scale(b: Bench) -> Expect:
     """the last bit of one block's dmin, where every code stays the nearest"""
     copy = b.copy()
@@ -236,6 +245,16 @@ def block_zeroed_imatrix(b: Bench) -> Expect:
     copy[UP].block(3, 1).view(np.uint8)[:] = 0
     b.write(copy)
     return Expect("zero-scale", {UP: "degraded"}, 1, 256 + 3)
+
+
+@control
+def blocks_swapped_imatrix(b: Bench) -> Expect:
+    """two blocks of an expert are exchanged in a file made with an imatrix that we do not have"""
+    copy = b.copy("imatrix-quantized")
+    rows = copy[UP].expert(4)
+    rows[[3, 200]] = rows[[200, 3]].copy()
+    b.write(copy)
+    return Expect("block-error", {UP: "degraded"}, 4, 4 * 256 + 3)
 
 
 @control

@@ -5,7 +5,8 @@ A unit is some rows of one expert (or of one plain tensor). Blocks whose bytes e
 
     nan     a scale of the block is NaN or Inf
     zero    d = 0 although the source block is not zero and the plain encoder's d is not
-    error   its squared error exceeds ERROR_LIMIT times the plain encoder's, and what even steps cost any block
+    scale   no importances make the encoder store this d with these codes (Q5_0, whose codes do not follow d)
+    error   its squared error exceeds its ERROR_LIMIT times the plain encoder's, and what even steps cost any block
     far     a code lies two or more steps from the nearest under the stored scales
     off     a code lies one step from the nearest under the stored scales
     search  every code is nearest: another scale search (an imatrix, another build) made this block
@@ -18,16 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl import quants
+from refimpl.quants import q5_0
 from refimpl.quants.formats import Format
 from refimpl.verifier.job import Task
 
-CLASSES = ("nan", "zero", "error", "far", "off", "search")
-ERROR_LIMIT = (
-    25.0  # times the plain encoder's squared error: five times its rmse; an imatrix can cost that much
-)
+CLASSES = ("nan", "zero", "scale", "error", "far", "off", "search")
+# Times the plain encoder's squared error. llama-quantize's own blocks come to 50 (k-quants: 20) times where one
+# column in a hundred has 10,000 times the others' importance, to 290 (130) times at 10,000,000.
+ERROR_LIMIT = {"q4_k": 100.0, "q6_k": 100.0, "q5_0": 400.0, "q8_0": 25.0}
 # Squared error over squared source that even steps between the largest and the smallest weight cost a block
 # whose weights are +-r: (2r / steps)^2 / 12 / r^2. Blocks that the plain encoder happens to hit (one value, two
-# values, mostly zeros) are measured against this: any other search misses them by far more than 25 times.
+# values, mostly zeros) are measured against this: any other search misses them by far more than the limit.
 EVEN_STEPS = {
     name: 1 / (3 * steps**2) for name, steps in {"q4_k": 15, "q5_0": 31, "q6_k": 63, "q8_0": 254}.items()
 }
@@ -210,6 +212,22 @@ def zeroed(raw: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]) -> NDArr
     return zero
 
 
+def misfits(raw: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Q5_0 blocks whose d no importances w >= 0 explain: d = sum(w l x) / sum(w l^2) is a mean of x / l. [R, NB]."""
+    shape = (len(x), x.shape[1] // fmt.weights)
+    if fmt.name != "q5_0":
+        return np.zeros(shape, np.bool_)
+    blocks = raw.view(fmt.block).reshape(-1)
+    codes = q5_0.unpack_codes(blocks).astype(np.float32) - 16
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scales = np.where(codes != 0, x.reshape(codes.shape) / codes, np.nan)
+    d = blocks["d"].astype(np.float32)
+    slack = np.abs(d) * np.float32(2**-10) + np.float32(2**-24)  # d is rounded to fp16
+    found: NDArray[np.bool_] = d < np.fmin.reduce(scales, 1) - slack
+    found |= d > np.fmax.reduce(scales, 1) + slack
+    return found.reshape(shape)
+
+
 def _suspect(
     i: int,
     first_block: int,
@@ -259,7 +277,8 @@ def _classify_blocks(
     kind = np.full(differ.shape, CLASSES.index("search"))
     kind[near["off"] > 0] = CLASSES.index("off")
     kind[near["far"] > 1] = CLASSES.index("far")
-    kind[(ratio > ERROR_LIMIT) & ~(sse <= even)] = CLASSES.index("error")
+    kind[(ratio > ERROR_LIMIT[fmt.name]) & ~(sse <= even)] = CLASSES.index("error")
+    kind[misfits(raw, fmt, x)] = CLASSES.index("scale")
     kind[zeroed(raw, fmt, x) & ~zeroed(plain, fmt, x)] = CLASSES.index("zero")
     kind[quants.scale_defects(raw, fmt)] = CLASSES.index("nan")
     tally.ratio = float(ratio[differ].max())

@@ -20,7 +20,7 @@ from refimpl.verifier.requantize import EVEN_STEPS, EXACT, Suspect, Tally
 from refimpl.verifier.result import Errors
 
 MOST = 0.5  # of the blocks: a property of the tensor rather than damage
-WORST = ("zero", "error", "far")  # classes of which one block is damage
+WORST = ("zero", "scale", "error", "far")  # classes of which one block is damage
 TOO_MUCH = 3.0  # squared error over the plain encoder's, summed over the blocks that differ
 UNRELATED = 0.9  # relative rmse from which bytes no longer resemble their source
 NO_SEARCH = frozenset({"q8_0"})  # the scale follows from the source alone: no imatrix explains another one
@@ -76,7 +76,7 @@ def looks_foreign(tally: Tally, fmt: Format) -> bool:
     counts = tally.counts
     if fmt.name in EXACT:
         return tally.differ > MOST * tally.blocks
-    return counts["zero"] + counts["error"] + counts["far"] > MOST * tally.blocks
+    return sum(counts[kind] for kind in WORST) > MOST * tally.blocks
 
 
 def is_sporadic(tally: Tally, fmt: Format, own: bool) -> bool:
@@ -118,7 +118,8 @@ def describe_damage(
 _DAMAGE = (
     ("nan", "scale-not-finite", "a scale is NaN or Inf"),
     ("zero", "zero-scale", "the scale is zero although the source is not"),
-    ("error", "block-error", "its error is more than five times what the format explains"),
+    ("scale", "scale-impossible", "no importances make the encoder store this scale with these codes"),
+    ("error", "block-error", "its error is far above what the format explains"),
     ("far", "code-far-off", "codes lie two or more steps from the nearest"),
     ("off", "code-off-nearest", "codes are not the nearest under the stored scales"),
     ("search", "scale-changed", "its scales are not the encoder's, unlike those all around it"),
