@@ -125,7 +125,10 @@ def _fidelity(report: Report) -> tuple[str, str]:
     value, name, expert = max(known, key=lambda k: k[0])
     median = statistics.median(k[0] for k in known)
     place = clean(name.removesuffix(".weight")) + ("" if expert is None else f", expert {expert}")
-    return "ok" if value < NEAR else "failed", f"relative rmse {median:.3f} median, {value:.3f} worst: {place}"
+    return (
+        "ok" if value < NEAR else "failed",
+        f"relative rmse {median:.3f} median, {value:.3f} worst: {place}",
+    )
 
 
 def _counts(report: Report) -> str:
