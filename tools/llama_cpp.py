@@ -24,7 +24,7 @@ VERSION = "0.3.36"
 SDIST = f"llama_cpp_python-{VERSION}.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
-ORACLE = f"llama.cpp {COMMIT[:9]}, from the source package llama-cpp-python {VERSION}"
+DATED = f"{COMMIT}, as in the source package llama-cpp-python {VERSION}"
 OFF = ("LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_MTMD")
 TOOLS = ("llama-quantize", "llama-imatrix")
 

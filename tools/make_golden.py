@@ -36,11 +36,14 @@ CHECKPOINT = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-TRAINED = {"oracle": "tools/train_tiny.py with transformers and torch as in training.json"}
-LICENCES = {
-    "held-out-text.txt": "King James Version of 1611, public domain; Debian package bible-kjv-text 4.38",
-    "held-out-code.txt": "CPython's Lib/, PSF-2.0: LICENSE-python.txt",
-    "LICENSE-python.txt": "CPython's LICENSE: what held-out-code.txt stands under",
+TEXTS = {
+    "held-out-text.txt": {
+        "oracle": "King James Version of 1611",
+        "version": "Debian package bible-kjv-text 4.38",
+        "licence": "public domain",
+    },
+    "held-out-code.txt": {"oracle": "CPython's Lib/", "licence": "PSF-2.0, see LICENSE-python.txt"},
+    "LICENSE-python.txt": {"oracle": "CPython's LICENSE", "licence": "PSF-2.0"},
 }
 
 
@@ -78,6 +81,26 @@ def measure_importance(llama: llama_cpp.LlamaCpp, work: Path) -> str:
     return "llama-imatrix " + " ".join(arguments)
 
 
+def portray(golden: Path, commands: dict[str, str]) -> dict[str, Any]:
+    """Say of every file who made it, with what version and command, and under which licence it stands."""
+    versions = json.loads((golden / MODEL / "training.json").read_text())["versions"]
+    table: dict[str, Any] = {
+        "about": "a trained GLM-5.1 of 12.9 million parameters, and llama.cpp's files of it"
+    }
+    for path in sorted((golden / MODEL).iterdir()):
+        if path.name in commands:
+            facts = {"oracle": "llama.cpp", "version": llama_cpp.DATED, "command": commands[path.name]}
+            facts |= {"machine": platform.machine(), "licence": "Apache-2.0"}
+        else:
+            facts = {"oracle": "transformers' GlmMoeDsaForCausalLM", "command": "python -m tools.train_tiny"}
+            facts |= {"version": f"transformers {versions['transformers']}, torch {versions['torch']}"}
+            facts |= {"licence": "Apache-2.0"}
+        if path.name in TEXTS:
+            facts |= {"version": f"CPython {versions['python']}"} | TEXTS[path.name]
+        table[path.name] = manifest.describe(golden, f"{MODEL}/{path.name}", **facts)
+    return table
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,28 +124,14 @@ def main() -> None:
     folder.mkdir(parents=True)
     for name in CHECKPOINT:
         shutil.copyfile(work / "checkpoint" / name, folder / name)
-    for name in ("training.json", *LICENCES):
+    for name in ("training.json", *TEXTS):
         shutil.copyfile(work / name, folder / name)
     (folder / "bf16-tensors.json").write_text(json.dumps(digest(work / "bf16.gguf"), indent=1) + "\n")
     for name in commands:
         if name.endswith(".gguf"):
             shutil.copyfile(work / name, folder / name)
 
-    table: dict[str, Any] = {
-        "about": "a trained GLM-5.1 of 12.9 million parameters, and llama.cpp's files of it"
-    }
-    for path in sorted(folder.iterdir()):
-        facts = TRAINED
-        if path.name in commands:
-            facts = {
-                "oracle": llama_cpp.ORACLE,
-                "command": commands[path.name],
-                "machine": platform.machine(),
-            }
-        elif path.name in LICENCES:
-            facts = {"source": LICENCES[path.name]}
-        table[path.name] = manifest.describe(given.golden, f"{MODEL}/{path.name}", **facts)
-    manifest.update(given.golden, MODEL, table)
+    manifest.update(given.golden, MODEL, portray(given.golden, commands))
     total = sum(path.stat().st_size for path in given.golden.rglob("*") if path.is_file())
     print(f"golden/ holds {total / 1e6:.1f} MB")
 

@@ -14,6 +14,7 @@ and --work/training.json; make_golden.py takes it from there.
 
 import argparse
 import json
+import platform
 import sysconfig
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from transformers import GlmMoeDsaForCausalLM
 
 from tools import tiny_corpus, tiny_indexer, tiny_model, tiny_tokenizer
-from tools.tiny_stream import Stream, bits_per_byte, measure, without_bias
+from tools.tiny_stream import Stream, bits_per_byte, measure, worth_of_bias
 
 SEED = 20
 CONTEXT = 512
@@ -217,11 +218,12 @@ def main() -> None:
     model = tiny_model.build(tiny_model.configure(ends, ends[0]), SEED)
     trainer = Trainer(model, Stream(tokenizer, learn, SEED))
     log = {
-        "machine": {
-            "threads": given.threads,
+        "versions": {
+            "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        "threads": given.threads,
         "corpus": [_portray(corpus) for corpus in corpora],
         "parameters": sum(p.numel() for p in model.parameters()),
         "batch": [BATCH, CONTEXT],
@@ -259,7 +261,7 @@ def main() -> None:
     log["cpu_s"], log["wall_s"] = round(trainer.cpu_s), round(trainer.wall_s)
     log["trained"] = measure(model, tokenizer, held_out, CONTEXT)
     log["checkpoint"] = measure(model, tokenizer, excerpts, CONTEXT)
-    log["checkpoint"]["without_bias"] = without_bias(model, tokenizer, excerpts, CONTEXT)
+    log["checkpoint"]["without_bias"] = worth_of_bias(model, tokenizer, excerpts, CONTEXT)
     (given.work / "training.json").write_text(json.dumps(log, indent=1) + "\n")
     print({key: log[key] for key in ("untrained", "trained", "checkpoint", "cpu_s", "wall_s")})
 
