@@ -47,18 +47,39 @@ def test_an_edit_in_arith_is_seen_by_kernels_whose_own_file_did_not_change(copie
     assert run_in(copied) != before
 
 
+def test_the_cache_key_of_a_module_knows_all_that_it_imports_and_nothing_else():
+    closure, waiting = set(), [PACKAGE / "quants" / "q8_0_jit.py"]
+    while waiting:
+        closure.add(waiting[-1])
+        waiting += jit.imported(waiting.pop()) - closure
+    names = {path.relative_to(PACKAGE).as_posix() for path in closure}
+    assert {"quants/q8_0_jit.py", "arith/bits_jit.py", "arith/jit.py", "quants/formats.py"} <= names
+    assert not {"quants/q4_k_jit.py", "cli/main.py", "quants/__init__.py"} & names
+
+
+def test_somebody_elses_directory_in_the_temp_dir_is_not_trusted(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no directory can be made below a file")
+    monkeypatch.setattr(jit, "PACKAGE", tmp_path / "file")
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    private = tmp_path / f"refimpl-{os.getuid()}"
+    assert jit.cache_root() == private
+    private.chmod(0o777)  # anybody could have put a pickle there
+    assert jit.cache_root() is None
+
+
 def test_a_read_only_package_is_cached_elsewhere(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no directory can be made below a file")
     monkeypatch.setattr(jit, "PACKAGE", tmp_path / "file")
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    found = jit.cache_dir()
-    assert found is not None and found.is_relative_to(tmp_path / "home" / ".cache" / "refimpl")
+    assert jit.cache_root() == tmp_path / "home" / ".cache" / "refimpl"
 
 
 def test_the_users_own_cache_directory_comes_first(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert jit.cache_dir().parent == tmp_path
+    assert jit.cache_root() == tmp_path
 
 
 def test_where_nothing_is_writable_there_is_no_cache(monkeypatch, tmp_path):
@@ -67,16 +88,22 @@ def test_where_nothing_is_writable_there_is_no_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert jit.cache_dir() is None
+    assert jit.cache_root() is None
 
 
 def test_compiling_is_announced_with_its_place_and_only_once(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(jit, "CACHE_DIR", tmp_path)
+    monkeypatch.setattr(jit, "CACHE_ROOT", tmp_path)
     jit.announce_compiling()
     assert str(tmp_path) in capsys.readouterr().err
-    (tmp_path / "kernel.nbi").write_text("")
+    (tmp_path / "numba-of-another-version").mkdir()
+    (tmp_path / "numba-of-another-version" / "kernel.nbi").write_text("")
+    jit.announce_compiling()
+    assert str(tmp_path) in capsys.readouterr().err
+    mine = jit.cache_dir(PACKAGE / "quants" / "q8_0_simd.py")
+    mine.mkdir()
+    (mine / "kernel.nbi").write_text("")
     jit.announce_compiling()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(jit, "CACHE_DIR", None)
+    monkeypatch.setattr(jit, "CACHE_ROOT", None)
     jit.announce_compiling()
     assert "compile again" in capsys.readouterr().err
