@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "Say what a model file holds: header, sizes, census, recipe, parameters and their labels.",
     "verify": "Check a quantized GGUF against the BF16 checkpoint that it claims to come from.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
+    "loops": "Tell whether a text ends in a loop, as a degenerated model writes it.",
     "selftest": "Break the embedded model in every known way, and check that verify names the damage.",
 }
 
