@@ -6,6 +6,7 @@ collection.
 """
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 from refimpl import quants
 from refimpl.arith import bits
-from refimpl.quants import deviation, floats, q4_k, q5_0, q6_k, q8_0, rounding, search
-from refimpl.quants.formats import BF16, F16, find_codec
+from refimpl.quants import deviation, floats, grids, q4_k, q5_0, q6_k, q8_0, rounding, search
+from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_codec
 from tests.bits import assert_same_bits
 from tests.twins import find_twins, load_compiled, load_interpreted
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
@@ -64,6 +65,29 @@ def check_codec(fmt: str) -> Callable[[ModuleType, "Draw"], Pairs]:
                 yield what, y, want
 
     return check
+
+
+def check_codebook(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
+    """Decode of a format whose codes are numbers of points."""
+    reference = import_module(f"refimpl.quants.{fmt.name}")
+
+    def check(twin: ModuleType, draw: "Draw") -> Pairs:
+        raw = draw.bytes((draw.rows, 2 * fmt.block.itemsize))
+        y = poison((draw.rows, 2 * fmt.weights), np.float32)
+        twin.dequantize(raw, y)
+        yield (
+            "dequantize any bytes",
+            y,
+            reference.dequantize(raw.view(fmt.block).reshape(-1)).reshape(y.shape),
+        )
+
+    return check
+
+
+def check_grids(twin: ModuleType, draw: "Draw") -> Pairs:
+    seven = np.arange(128)
+    got = np.array([twin.complete_signs(int(s)) for s in seven], np.uint8)
+    yield "complete_signs", got, grids.complete_signs(seven)
 
 
 def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
@@ -179,9 +203,11 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "arith.bits": check_bits,
     "quants.floats": check_floats,
     "quants.search": check_search,
+    "quants.grids": check_grids,
     "quants.deviation": check_deviation,
     "quants.rounding": check_rounding,
     **{f"quants.{fmt}": check_codec(fmt) for fmt in REFERENCES},
+    **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},
 }
 for _name in find_twins():
     if _name.rpartition("_")[0] not in CASES:

@@ -50,6 +50,21 @@ Q6_K = Format(
     14, "q6_k", 256, _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
 )
 
+# The codebook types: a group of 4 or 8 weights is the number of a point of a grid (grids.py).
+IQ2_XXS = Format(16, "iq2_xxs", 256, _block(("d", "<f2"), ("qs", "<u2", 32)))
+IQ2_XS = Format(17, "iq2_xs", 256, _block(("d", "<f2"), ("qs", "<u2", 32), ("scales", "u1", 8)))
+IQ3_XXS = Format(18, "iq3_xxs", 256, _block(("d", "<f2"), ("qs", "u1", 96)))
+IQ1_S = Format(19, "iq1_s", 256, _block(("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8)))
+IQ3_S = Format(
+    21,
+    "iq3_s",
+    256,
+    _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("signs", "u1", 32), ("scales", "u1", 4)),
+)
+IQ2_S = Format(22, "iq2_s", 256, _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("scales", "u1", 8)))
+IQ1_M = Format(29, "iq1_m", 256, _block(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)))
+CODEBOOKS = (IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M)
+
 formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K, Q6_K)})
 by_id = MappingProxyType({f.id: f for f in formats.values()})
 

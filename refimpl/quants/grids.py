@@ -1,0 +1,86 @@
+"""The codebooks of IQ1, IQ2 and IQ3: which groups of codes exist, and which of them lie near those that do not.
+
+A block of these formats stores no code per weight but, for each group of 4 or 8 weights, the number of a point:
+one of a few hundred groups of codes that someone chose once. The package gguf ships the points as data; the
+neighbours that the encoders search are derived from them here, as ggml derives them.
+"""
+
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+# How many distances from a missing group count as near; ggml's nwant.
+NEAR = MappingProxyType({"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3, "iq1_s": 3})
+
+
+class Grid(NamedTuple):
+    """The points of one codebook. IQ1_M uses that of IQ1_S."""
+
+    codes: Bytes  # [G, n] uint8 in 0..levels-1: n is 4 or 8 weights
+    points: NDArray[np.int8]  # [G, n] int8: what the codes stand for
+
+
+class Neighbours(NamedTuple):
+    """For every group of codes, read as digits of a number to the base `levels`, the points near it."""
+
+    number: NDArray[np.int32]  # [levels^n]: the point with these codes, or -1
+    start: NDArray[np.int32]  # [levels^n + 1]: where in `near` the neighbours of a missing group begin
+    near: NDArray[np.int32]  # numbers of points, those of one group by distance, then by number
+
+
+@cache
+def load_grid(name: str) -> Grid:
+    """The points of a format, in the order of their numbers."""
+    from gguf import quants
+
+    kind = getattr(quants, name.upper())
+    kind.init_grid()
+    points = kind.grid.reshape(kind.grid_shape).astype(np.int8)
+    return Grid(np.searchsorted(kind.grid_map, points).astype(np.uint8), points)
+
+
+@cache
+def find_neighbours(name: str) -> Neighbours:
+    """Derive the neighbours of every missing group: the points at its NEAR smallest distances, all of them.
+
+    distance = sum over the group of (2 a - 2 b)^2, a and b the codes: in the levels 1, 3, 5... of the encoder
+
+    Source: ggml-quants.c iq2xs_init_impl and iq3xs_init_impl, llama.cpp 0c1e570: they sort by distance, then
+    by number. Groups with a code that no encoder gives are left out.
+    """
+    codes = load_grid(name).codes.astype(np.int32)
+    levels, n = int(codes.max()) + 1, codes.shape[1]
+    powers = levels ** np.arange(n)
+    number = np.full(levels**n, -1, np.int32)
+    number[codes @ powers] = np.arange(len(codes))
+    missing = np.flatnonzero(number < 0)
+    groups = missing[:, None] // powers % levels
+    squares = (groups**2).sum(1)[:, None] + (codes**2).sum(1)
+    apart = squares - 2 * (groups.astype(np.float32) @ codes.T.astype(np.float32)).astype(np.int32)
+    furthest = np.full((len(missing), 1), -1, np.int32)
+    for _ in range(NEAR[name]):
+        furthest = np.where(apart > furthest, apart, np.int32(2**30)).min(1, keepdims=True)
+    row, point = np.nonzero(apart <= furthest)
+    near = point[np.lexsort((point, apart[row, point], row))].astype(np.int32)
+    counts = np.zeros(levels**n, np.int64)
+    counts[missing] = np.bincount(row, minlength=len(missing))
+    return Neighbours(number, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), near)
+
+
+def complete_signs(seven: NDArray[Any]) -> Bytes:
+    """Seven stored signs and the eighth, which makes the number of minus signs even. [...] in 0..127 -> uint8."""
+    bits = seven.astype(np.uint8)
+    odd = bits ^ bits >> 4
+    odd ^= odd >> 2
+    odd ^= odd >> 1
+    return np.asarray(bits | (odd & 1) << 7, np.uint8)
+
+
+def unpack_signs(signs: NDArray[Any]) -> NDArray[np.float32]:
+    """Eight weights' signs from a byte, lowest bit first: 1 stands for minus. [...] uint8 -> [..., 8] float32."""
+    return np.float32(1) - 2 * np.unpackbits(signs[..., None], axis=-1, bitorder="little").astype(np.float32)

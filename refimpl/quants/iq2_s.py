@@ -1,0 +1,41 @@
+"""IQ2_S: 256 weights in 82 bytes, 2.56 bits each: points of a grid of 1024 and a scale for 16 weights.
+
+| d: fp16 | qs: 32 bytes of numbers, 32 bytes of signs | qh: 8 bytes | scales: 16 of 4 bits |
+
+w[i] = d * (0.5 + scale) / 4 * point[i] * sign[i]        point[i] is 8, 25 or 43
+
+A point is eight weights; bits 2 l and 2 l + 1 of qh[j] are the upper bits of the number of point 4 j + l.
+The low half of scales[j] belongs to the first 16 weights of 32, the high half to the other 16.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits import decode_half
+from refimpl.quants.grids import load_grid, unpack_signs
+
+Records = NDArray[Any]
+Floats = NDArray[Any]  # float32
+
+
+def dequantize(blocks: Records) -> Floats:
+    """Decode IQ2_S blocks to weights.
+
+    w[i] = d * (0.5 + scale[i // 16]) * 0.25 * point[i] * sign[i]
+
+    blocks : [N] IQ2_S records (formats.IQ2_S.block)
+    return : [N, 256] float32
+
+    Rounds: each product, to float32, in the order written.
+    Source: ggml-quants.c dequantize_row_iq2_s, llama.cpp 0c1e570.
+    """
+    upper = blocks["qh"][..., None].astype(np.int32) >> np.arange(0, 8, 2) & 3
+    number = blocks["qs"][:, :32] | upper.reshape(-1, 32) << 8
+    scales = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 16)
+    d = decode_half(blocks["d"].view(np.uint16))
+    step = d[:, None] * (np.float32(0.5) + scales.astype(np.float32)) * np.float32(0.25)
+    point = load_grid("iq2_s").points[number].astype(np.float32)
+    values = step.repeat(2, 1)[..., None] * point * unpack_signs(blocks["qs"][:, 32:])
+    return np.asarray(values.reshape(-1, 256))

@@ -1,0 +1,39 @@
+"""IQ2_XS: 256 weights in 74 bytes, 2.31 bits each: points of a grid of 512 and a scale for 16 weights.
+
+| d: fp16 | qs: 32 times 16 bits: 9 number of a point, 7 signs | scales: 16 of 4 bits |
+
+w[i] = d * (0.5 + scale) / 4 * point[i] * sign[i]        point[i] is 8, 25 or 43
+
+A point is eight weights. Seven of their signs are stored; the eighth makes the number of minus signs even.
+The low half of scales[j] belongs to the first 16 weights of 32, the high half to the other 16.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits import decode_half
+from refimpl.quants.grids import complete_signs, load_grid, unpack_signs
+
+Records = NDArray[Any]
+Floats = NDArray[Any]  # float32
+
+
+def dequantize(blocks: Records) -> Floats:
+    """Decode IQ2_XS blocks to weights.
+
+    w[i] = d * (0.5 + scale[i // 16]) * 0.25 * point[i] * sign[i]
+
+    blocks : [N] IQ2_XS records (formats.IQ2_XS.block)
+    return : [N, 256] float32
+
+    Rounds: each product, to float32, in the order written.
+    Source: ggml-quants.c dequantize_row_iq2_xs, llama.cpp 0c1e570.
+    """
+    scales = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 16)
+    d = decode_half(blocks["d"].view(np.uint16))
+    step = d[:, None] * (np.float32(0.5) + scales.astype(np.float32)) * np.float32(0.25)
+    point = load_grid("iq2_xs").points[blocks["qs"] & 511].astype(np.float32)
+    values = step.repeat(2, 1)[..., None] * point * unpack_signs(complete_signs(blocks["qs"] >> 9))
+    return np.asarray(values.reshape(-1, 256))
