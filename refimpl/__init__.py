@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dequantize", "formats", "open", "quantize", "verify"]
+__all__ = ["__version__", "dequantize", "formats", "load", "open", "quantize", "verify"]
 
 if TYPE_CHECKING:
     from refimpl.files.source import open
+    from refimpl.model.glm import load
     from refimpl.quants import dequantize, quantize
     from refimpl.quants.formats import formats
     from refimpl.verifier.run import verify
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "dequantize": "refimpl.quants",
     "formats": "refimpl.quants.formats",
+    "load": "refimpl.model.glm",
     "open": "refimpl.files.source",
     "quantize": "refimpl.quants",
     "verify": "refimpl.verifier.run",

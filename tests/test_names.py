@@ -92,13 +92,27 @@ def test_an_absurd_config_is_a_bad_file(change, word):
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "llama"}, {"indexer_types": ["full", "shared", "full"]}, {"tie_word_embeddings": True},
+    [{"model_type": "llama"}, {"norm_topk_prob": False}, {"tie_word_embeddings": True},
      {"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn"}}, {"scoring_func": "softmax"},
      {"mlp_layer_types": ["dense", "sparse", "dense"]}],
 )  # fmt: skip
 def test_another_architecture_is_unsupported(change):
     with pytest.raises(Unsupported):
         tiny_hp(CONFIG | change)
+
+
+def test_layers_that_share_an_indexer_have_no_tensors_of_it():
+    hp = tiny_hp(CONFIG | {"indexer_types": ["full", "shared", "full"]})
+    assert [hp.has_indexer(n) for n in range(4)] == [True, False, True, True]
+    found = [link.gguf for link, _ in names.expected(hp) if "indexer" in link.gguf]
+    assert len(found) == 2 * 5 and not any(name.startswith("blk.1.") for name in found)
+    assert tiny_hp(CONFIG | {"indexer_types": 3 * ["full"]}) == tiny_hp(CONFIG)
+
+
+@pytest.mark.parametrize("kinds", [["full"], ["shared", "full", "full"], ["full", "half", "full"], "full"])
+def test_absurd_indexer_types_are_a_bad_file(kinds):
+    with pytest.raises(BadFile, match="indexer"):
+        tiny_hp(CONFIG | {"indexer_types": kinds})
 
 
 def test_metadata_of_another_architecture_is_unsupported():

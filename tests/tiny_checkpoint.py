@@ -62,9 +62,12 @@ def draw_weights(config, seed=0):
             shapes[f"{at}mlp.gate.e_score_correction_bias"] = (c["n_routed_experts"],)
     shapes |= {"model.norm.weight": (d,), "lm_head.weight": (c["vocab_size"], d)}
     weights = {k: random.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
-    return {
-        k: v if is_float32(k) else v.astype(ml_dtypes.bfloat16).astype(np.float32) for k, v in weights.items()
-    }
+    return {k: v if is_float32(k) else to_bf16(v) for k, v in weights.items()}
+
+
+def to_bf16(x):
+    """float32 values that BF16 can hold."""
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def is_float32(name):

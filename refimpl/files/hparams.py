@@ -17,6 +17,8 @@ MODEL_TYPE = "glm_moe_dsa"
 _REQUIRED = object()
 _SIZE, _COUNT, _LAYERS, _EXPERTS = (1, 1 << 24), (1, 1 << 31), (1, 4096), (1, 1 << 16)
 
+_LONG = 1 << 20  # context of GLM-5.2
+
 # field -> (key below glm-dsa., (least, most) of an integer or None of a float, value where absent)
 _FIELDS: dict[str, tuple[str, tuple[int, int] | None, Any]] = {
     "hidden_size": ("embedding_length", _SIZE, _REQUIRED),
@@ -52,7 +54,8 @@ class Hparams:
     """Hyperparameters of one model; sizes in weights, eps and theta as stored.
 
     num_hidden_layers counts the trunk alone; the MTP block is layer num_hidden_layers where
-    num_nextn_predict_layers is 1.
+    num_nextn_predict_layers is 1. indexer_types says of each layer of the trunk whether it has an indexer of its
+    own ("full") or looks where the last full one looked ("shared", GLM-5.2); empty: all are full.
     """
 
     hidden_size: int
@@ -80,6 +83,11 @@ class Hparams:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
+    indexer_types: tuple[str, ...] = ()
+
+    def has_indexer(self, layer: int) -> bool:
+        """Whether the layer selects for itself."""
+        return layer >= len(self.indexer_types) or self.indexer_types[layer] == "full"
 
     @property
     def layers(self) -> int:
@@ -104,16 +112,19 @@ class Hparams:
             dense = _leading(kinds, "dense", "sparse", path)
             if values.setdefault("first_k_dense_replace", dense) != dense:
                 raise BadFile(path, None, "mlp_layer_types and first_k_dense_replace disagree")
-        if set(config.get("indexer_types") or ["full"]) != {"full"}:
-            raise Unsupported(f"{path}: layers that share an indexer (GLM-5.2)")
         for key, plain in (
             ("tie_word_embeddings", False),
             ("scoring_func", "sigmoid"),
             ("attention_bias", False),
+            ("norm_topk_prob", True),
+            ("rope_interleave", True),
+            ("indexer_rope_interleave", True),
         ):
             if config.get(key, plain) != plain:
                 raise Unsupported(f"{path}: {key} is {config[key]!r}, not {plain!r}")
-        return cls._make({name: _check(name, name, values.get(name), path, None) for name in _FIELDS}, path)
+        made = {name: _check(name, name, values.get(name), path, None) for name in _FIELDS}
+        made["indexer_types"] = _indexers(config.get("indexer_types"), made["num_hidden_layers"], path)
+        return cls._make(made, path)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
@@ -138,9 +149,15 @@ class Hparams:
         gating = metadata.get(f"{ARCHITECTURE}.expert_gating_func", 2)
         if gating != 2:
             raise Unsupported(f"{path}: expert_gating_func {gating!r}, 2 (sigmoid) is known")
-        kinds = metadata.get(f"{ARCHITECTURE}.attention.indexer.types")
-        if kinds is not None and not all(kinds):
-            raise Unsupported(f"{path}: layers that share an indexer (GLM-5.2)")
+        if metadata.get(f"{ARCHITECTURE}.expert_weights_norm", True) is not True:
+            raise Unsupported(f"{path}: expert_weights_norm is not true")
+        count, kinds = values["num_hidden_layers"], metadata.get(f"{ARCHITECTURE}.attention.indexer.types")
+        if kinds is None and values["max_position_embeddings"] >= _LONG:
+            kinds = [
+                n < 2 or n % 4 == 2 for n in range(count)
+            ]  # what llama.cpp takes for a GLM-5.2 without the key
+        named = None if kinds is None else ["full" if kind else "shared" for kind in kinds]
+        values["indexer_types"] = _indexers(named, count, path)
         return cls._make(values, path)
 
     @classmethod
@@ -181,3 +198,14 @@ def _leading(kinds: Any, first: str, then: str, path: str) -> int:
     if kinds != [first] * count + [then] * (len(kinds) - count):
         raise Unsupported(f"{path}: {first} layers after a {then} one")
     return count
+
+
+def _indexers(kinds: Any, layers: int, path: str) -> tuple[str, ...]:
+    """The kinds of indexer of the trunk's layers; empty where all are full. Raises BadFile."""
+    if not kinds:
+        return ()
+    if not isinstance(kinds, list) or not set(map(str, kinds)) <= {"full", "shared"} or len(kinds) < layers:
+        raise BadFile(path, None, f"indexer types are not a list of 'full' and 'shared' for {layers} layers")
+    if kinds[0] != "full":
+        raise BadFile(path, None, "the first layer shares an indexer, but there is none before it")
+    return () if "shared" not in kinds[:layers] else tuple(kinds[:layers])

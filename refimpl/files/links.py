@@ -174,7 +174,8 @@ def expected(hp: Hparams) -> list[tuple[Link, tuple[int, ...]]]:
     found += model[:1]
     for layer in range(hp.layers):
         places = {place for place in _places(layer, hp) if not place.endswith("?")}
-        found += [_make(row, layer) for row in _TABLE if row.where in places]
+        rows = [row for row in _TABLE if row.where in places]
+        found += [_make(row, layer) for row in rows if hp.has_indexer(layer) or row.gguf[:8] != "indexer."]
     return [(made, shape(made, hp)) for made in found + model[1:]]
 
 

@@ -1,0 +1,130 @@
+"""Multi-head latent attention: a token leaves 512 + 64 numbers behind, from which every head takes its key and value.
+
+    c    [512]  the latent, RMSNorm'ed      key of head h   = (k_b[h]^T c | k_pe)    192 + 64
+    k_pe [64]   a rotary key for all heads  value of head h =  v_b[h] c              256
+
+Expanded attention restores keys and values. Absorbed attention moves k_b to the other side of the dot product,
+q . (k_b^T c) = (k_b q) . c, and v_b behind the weighted sum: it works on the latents themselves, 576 numbers for all
+64 heads. Both are the same in exact arithmetic.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.sums import add_lanes
+from refimpl.files.hparams import Hparams
+from refimpl.model import dsa
+from refimpl.model.cache import Cache, rounded
+from refimpl.model.config import Conventions
+from refimpl.model.norm import rms_norm
+from refimpl.model.rope import rotate
+from refimpl.model.tap import Tap, silent
+from refimpl.model.weights import Layer, Matrix, linear
+
+Array = NDArray[Any]
+Turn = tuple[Array, Array]
+Rows = list[Array]  # for each query the keys it looks at, ascending
+
+
+def softmax(scores: Array) -> Array:  # [..., n] -> [..., n]
+    """exp(s - max) / sum. Rounds: once; it is computed in float64, the sum in lanes."""
+    wide = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return (wide / add_lanes(wide)[..., None]).astype(scores.dtype)
+
+
+def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv: Conventions) -> Array:
+    # [T, H, n], [S, 1 or H, n], [S, 1 or H, m], T x [K] -> [T, H, m]
+    """Weighted sums of the values that each query looks at; the others cost nothing.
+
+    p = softmax(scale * q . keys), out = sum over s of p[s] * values[s], s ascending
+
+    Rounds: dot products in 32 lanes, each product and each addition of the sum, in the type of q.
+    """
+    out = np.zeros((*q.shape[:2], values.shape[-1]), q.dtype)
+    q = rounded(q, conv.kv)
+    for t, chosen in enumerate(rows):
+        k, v = keys[chosen].swapaxes(0, 1), values[chosen]  # [1 or H, K, n], [K, 1 or H, m]
+        p = rounded(softmax(add_lanes(q[t][:, None] * k) * q.dtype.type(scale)), conv.kv, whole=False)
+        for i in range(len(chosen)):
+            out[t] += p[:, i : i + 1] * v[i]
+    return out
+
+
+def per_head(w: Matrix, x: Array, conv: Conventions) -> Array:  # [H, m, n], [T, H, n] -> [T, H, m]
+    """Each head's own matrix times its part of x."""
+    return np.stack([linear(w[h], x[:, h], conv) for h in range(x.shape[1])], axis=1)
+
+
+def absorbed(
+    q: Array, q_pe: Array, latents: Array, rows: Rows, w: Layer, hp: Hparams, conv: Conventions, tap: Tap
+) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
+    """Attention on the latents; a latent is key (with k_pe behind it) and value at once."""
+    q = tap("q_nope_absorbed", per_head(w["attn_k_b"], q, conv))
+    q, keys = np.concatenate([q, q_pe], axis=-1), latents[:, None]
+    scale = (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
+    mixed = tap("kqv", attend(q, keys, keys[..., : hp.kv_lora_rank], rows, scale, conv))
+    return per_head(w["attn_v_b"], mixed, conv)
+
+
+def expanded(
+    q: Array, q_pe: Array, latents: Array, rows: Rows, w: Layer, hp: Hparams, conv: Conventions, tap: Tap
+) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
+    """Attention on every head's own keys and values, restored from the latents."""
+    c, heads = latents[:, : hp.kv_lora_rank], q.shape[1]
+    keys = np.stack([_times(c, w["attn_k_b"][h].values()) for h in range(heads)], axis=1)
+    values = per_head(w["attn_v_b"], np.repeat(c[:, None], heads, axis=1), conv)
+    k_pe = np.repeat(latents[:, None, hp.kv_lora_rank :], heads, axis=1)
+    q, keys = np.concatenate([q, q_pe], axis=-1), np.concatenate([keys, k_pe], axis=-1)
+    return attend(q, keys, values, rows, (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5, conv)
+
+
+def _times(x: Array, w: Array) -> Array:  # [S, n], [n, m] -> [S, m]
+    """x W: k_b is stored for the absorbed form, so that its columns are what is summed over here."""
+    return (x.astype(np.float64) @ w.astype(np.float64)).astype(x.dtype)
+
+
+def attention(
+    x: Array, w: Layer, layer: int, cache: Cache, turn: Turn, hp: Hparams, conv: Conventions, tap: Tap = silent,
+    shared: Rows | None = None,
+) -> tuple[Array, Rows]:  # [T, D] -> [T, D]  # fmt: skip
+    """One layer's attention, with its indexer; appends the tokens to the cache.
+
+    shared : the selection of the last layer that made one, for layers without an indexer (GLM-5.2)
+    return : the output, and which keys each query looked at
+    """
+    tokens, heads, nope = len(x), hp.num_attention_heads, hp.qk_nope_head_dim
+    eps = hp.rms_norm_eps if conv.latent_eps is None else conv.latent_eps
+    qr = rms_norm(tap("qr_raw", linear(w["attn_q_a"], x, conv)), w.vector("attn_q_a_norm"), eps)
+    q = tap("q", linear(w["attn_q_b"], tap("qr", qr), conv)).reshape(tokens, heads, -1)
+    q_pe = tap("q_pe", rotate(q[..., nope:], turn))
+
+    kv = tap("kv_cmpr_pe", linear(w["attn_kv_a_mqa"], x, conv))
+    c = tap("kv_cmpr", rms_norm(kv[:, : hp.kv_lora_rank], w.vector("attn_kv_a_norm"), eps))
+    k_pe = tap("k_pe", rotate(kv[:, hp.kv_lora_rank :], turn))
+    first = cache.length(layer)
+    latents = cache.append_latents(layer, np.concatenate([c, k_pe], axis=-1))
+
+    if conv.dense:
+        rows = [np.arange(first + t + 1) for t in range(tokens)]
+    elif shared is not None:
+        rows = shared
+    else:
+        keys = cache.append_keys(layer, dsa.index_keys(x, w, turn, hp, conv, tap))
+        q_i, weights = dsa.index_queries(x, qr, w, turn, hp, conv, tap)
+        rows = dsa.select(q_i, keys, weights, first, hp, conv, tap)
+    tap_rows(rows, len(latents), tap)
+
+    how = absorbed if conv.attention == "absorbed" else expanded
+    out = how(q[..., :nope], q_pe, latents, rows, w, hp, conv, tap).reshape(tokens, -1)
+    return tap("attn_out", linear(w["attn_output"], tap("kqv_out", out), conv)), rows
+
+
+def tap_rows(rows: Rows, keys: int, tap: Tap) -> None:
+    """Tell the tap the selection as a mask [T, S]."""
+    if tap is not silent:
+        mask = np.zeros((len(rows), keys), np.bool_)
+        for t, chosen in enumerate(rows):
+            mask[t, chosen] = True
+        tap("top_k", mask)

@@ -1,0 +1,121 @@
+"""GLM-5.1 against transformers in float32: logits to 2e-6 of the largest, on the trained model and on random ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_checkpoint
+import torch
+from transformers import GlmMoeDsaForCausalLM
+
+import refimpl
+
+TINY = Path(__file__).resolve().parent.parent.parent / "golden" / "tiny-glm-dsa"
+BOUND = 2e-6
+RANDOM = tiny_checkpoint.CONFIG | {
+    "hidden_size": 64, "index_n_heads": 32, "qk_rope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 2,
+    "kv_lora_rank": 32, "q_lora_rank": 32, "vocab_size": 96, "index_topk": 12, "indexer_rope_interleave": True,
+    "pad_token_id": 0, "intermediate_size": 48, "n_routed_experts": 16, "num_experts_per_tok": 4,
+}  # fmt: skip
+SHAPES = {
+    "three layers": {},
+    "twelve experts": {"n_routed_experts": 12},
+    "one layer": {"num_hidden_layers": 1, "mlp_layer_types": ["dense"]},
+    "six layers": {"num_hidden_layers": 6, "mlp_layer_types": ["dense"] + 5 * ["sparse"]},
+    "an MTP layer, that transformers leaves out": {"num_nextn_predict_layers": 1},
+    "layers that share an indexer": {
+        "num_hidden_layers": 6, "mlp_layer_types": ["dense"] + 5 * ["sparse"],
+        "indexer_types": ["full", "full", "shared", "shared", "full", "shared"],
+    },
+    "four groups of experts, two of which take part": {"n_group": 4, "topk_group": 2},
+}  # fmt: skip
+
+
+def theirs(folder, ids):
+    model = GlmMoeDsaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def deviation(got, want):
+    """The largest difference of each row, as a share of the largest logit."""
+    return np.abs(got.astype(np.float64) - want).max(axis=1) / np.abs(want).max()
+
+
+@pytest.mark.parametrize("attention", ["absorbed", "expanded"])
+@pytest.mark.parametrize("kind", ["text", "code"])
+def test_logits_of_the_trained_model_are_those_of_transformers(kind, attention):
+    ids = [1258, 1260, *np.random.default_rng(len(kind)).integers(0, 1256, 198).tolist()]
+    if kind == "text":
+        ids = refimpl_tokens(200)
+    model = refimpl.load(TINY, engine="transformers", attention=attention)
+    off = deviation(model.logits(ids), theirs(TINY, ids))
+    assert len(ids) > model.hp.index_topk
+    assert off.max() <= BOUND
+
+
+def refimpl_tokens(count):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    text = (TINY / "held-out-text.txt").read_text(encoding="utf-8")[:4000]
+    return tokenizer.encode(text, add_special_tokens=False)[:count]
+
+
+def tie_free(model, ids):
+    """How many leading tokens have no tie at the edge of a selection, in any layer."""
+    trace = model.trace(ids)
+    count = len(ids)
+    for name, scores in trace.items():
+        if name.startswith("indexer_score"):
+            for t, row in enumerate(scores):
+                ranked = np.sort(row[: t + 1])[::-1]
+                if len(ranked) > model.hp.index_topk and np.isclose(
+                    *ranked[model.hp.index_topk - 1 :][:2], rtol=1e-5
+                ):
+                    count = min(count, t)
+    return count
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_of_random_models_are_those_of_transformers(tmp_path, shape):
+    config = RANDOM | SHAPES[shape]
+    weights = scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+    tiny_checkpoint.write_checkpoint(tmp_path, config, weights)
+    ids = np.random.default_rng(1).integers(0, config["vocab_size"], 60).tolist()
+    model = refimpl.load(tmp_path, engine="transformers")
+    rows = tie_free(model, ids)
+    assert rows > 2 * config["index_topk"]
+    off = deviation(model.logits(ids), theirs(tmp_path, ids))[:rows]
+    assert off.max() <= BOUND
+
+
+def scaled(weights, config):
+    """Weights that keep activations near 1: a random matrix shrunk by its width, norms around 1; in BF16."""
+    made = {}
+    for name, w in weights.items():
+        if name.endswith("_bias"):
+            made[name] = w * np.float32(0.1)
+        elif w.ndim == 1:
+            made[name] = (
+                np.float32(1) + np.float32(0.1) * w if name.endswith("weight") else np.float32(0.1) * w
+            )
+        else:
+            made[name] = w if "embed" in name else w / np.float32(w.shape[1] ** 0.5)
+        made[name] = (
+            tiny_checkpoint.to_bf16(made[name]) if not tiny_checkpoint.is_float32(name) else made[name]
+        )
+    missing = {
+        f"model.layers.{n}.self_attn.indexer"
+        for n, kind in enumerate(config.get("indexer_types", []))
+        if kind == "shared"
+    }
+    return {k: v for k, v in made.items() if not any(k.startswith(m + ".") for m in missing)}
+
+
+def test_the_indexer_matters_here():
+    """Must-fail control: without the selection the trained model's logits are far off."""
+    ids = refimpl_tokens(200)
+    off = deviation(refimpl.load(TINY, engine="transformers", dense=True).logits(ids), theirs(TINY, ids))
+    assert off[:64].max() <= BOUND
+    assert off[64:].max() > 1000 * BOUND

@@ -1,0 +1,146 @@
+"""GLM-5.1 on the embedded model: both attentions, decode and prefill, pruning, conventions."""
+
+import numpy as np
+import pytest
+import tiny_checkpoint
+
+import refimpl
+from refimpl.errors import BadFile, Usage
+from refimpl.files.golden import tiny_model
+from refimpl.model import dsa, moe, rope
+from refimpl.model.cache import Cache
+from refimpl.model.config import ENGINES, conventions
+
+TINY = tiny_model()
+IDS = np.random.default_rng(0).integers(0, 1256, 90).tolist()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return refimpl.load(TINY)
+
+
+@pytest.fixture(scope="module")
+def logits(model):
+    return model.logits(IDS)
+
+
+def share(got, want):
+    return np.abs(got.astype(np.float64) - want).max() / np.abs(want).max()
+
+
+def test_float64_is_the_truth_that_float32_is_near(model, logits):
+    truth = model.logits(IDS, float64=True)
+    assert truth.dtype == np.float64 and logits.dtype == np.float32
+    assert 0 < share(logits, truth) < 1e-6
+
+
+def test_absorbed_and_expanded_attention_are_the_same_in_exact_arithmetic(model):
+    one, two = (
+        refimpl.load(TINY, attention=kind).logits(IDS, float64=True) for kind in ("absorbed", "expanded")
+    )
+    assert 0 < share(one, two) < 1e-12
+
+
+def test_token_by_token_is_as_in_one_batch(model, logits):
+    cache = Cache(model.conv)
+    steps = np.concatenate([model.step([token], cache) for token in IDS])
+    assert share(steps, logits) < 1e-6
+
+
+def test_a_prompt_may_come_in_pieces(model, logits):
+    cache = Cache(model.conv)
+    pieces = [model.step(IDS[a:b], cache) for a, b in ((0, 40), (40, 41), (41, 90))]
+    assert share(np.concatenate(pieces), logits) < 1e-6
+
+
+@pytest.mark.parametrize("file", ["stock", "protected", "imatrix-quantized"])
+def test_a_quantized_file_says_nearly_what_the_checkpoint_says(logits, file):
+    got = refimpl.load(TINY / f"{file}.gguf").logits(IDS)
+    assert 0 < np.abs(got - logits).mean() < 0.25
+    assert (got.argmax(1) == logits.argmax(1)).mean() > 0.8
+
+
+def test_a_model_with_all_experts_named_is_the_whole_model(logits):
+    assert np.array_equal(refimpl.load(TINY, experts=range(16)).logits(IDS), logits)
+
+
+def test_pruned_in_place_only_kept_experts_are_chosen(model):
+    kept = [1, 2, 3, 5, 8, 13]
+    child, parent = refimpl.load(TINY, experts=kept).trace(IDS[:20]), model.trace(IDS[:20])
+    assert child["ffn_moe_logits-1"].shape == (20, 6)
+    assert np.array_equal(child["ffn_moe_logits-1"], parent["ffn_moe_logits-1"][:, kept])
+    assert not np.array_equal(child["l_out-1"], parent["l_out-1"])
+
+
+def test_a_slice_runs_from_hidden_states_to_hidden_states(model):
+    whole = model.trace(IDS)
+    part = refimpl.load(TINY, layers=(1, 2)).trace(hidden=whole["l_out-0"])
+    assert np.array_equal(part["l_out-1"], whole["l_out-1"])
+    assert not any(name.endswith(("-0", "-2")) for name in part)
+
+
+def test_every_engine_differs_from_refimpl_but_not_much(model, logits):
+    for engine in set(ENGINES) - {"refimpl"}:
+        off = np.abs(refimpl.load(TINY, engine=engine).logits(IDS) - logits)
+        assert 0 < np.median(off) < 0.2, engine
+
+
+def test_dense_attention_changes_nothing_until_the_selection_is_full(model, logits):
+    dense = refimpl.load(TINY, dense=True).logits(IDS)
+    assert np.array_equal(dense[:64], logits[:64])
+    assert not np.array_equal(dense[64:], logits[64:])
+
+
+def test_equal_scores_go_to_the_lower_index():
+    scores = np.array([[0.0, 2, 0, 0, 1, 0, 9]], np.float32)
+    (chosen,) = dsa.select_topk(scores, first=5, count=4)
+    assert chosen.tolist() == [0, 1, 2, 4]  # 2 and 1, then the first two zeros; 6 is not yet there
+
+
+def test_the_bias_steers_the_choice_and_not_the_weights(model):
+    x = model.trace(IDS[:8])["ffn_norm-1"]
+    routing = moe.route(x, model.layer[1], model.hp, model.conv)
+    chosen = np.take_along_axis(routing.probs, routing.chosen, 1)
+    assert np.allclose(routing.weights, 2.5 * chosen / chosen.sum(1, keepdims=True), rtol=1e-6)
+    bias = model.layer[1].vector("exp_probs_b")
+    assert np.array_equal(
+        np.sort(routing.chosen), np.sort(np.argsort(-(routing.probs + bias), kind="stable")[:, :4])
+    )
+
+
+def test_neighbours_are_turned_by_hand():
+    turn = rope.angles(np.array([0, 1]), 4, 100.0)  # frequencies 1 and 100^(-1/2) = 0.1
+    x = np.array([[1, 0, 1, 0], [1, 0, 1, 0]], np.float64)
+    want = [[1, 0, 1, 0], [np.cos(1), np.sin(1), np.cos(0.1), np.sin(0.1)]]
+    assert np.allclose(rope.rotate(x, turn), want, rtol=1e-15)
+    assert not np.allclose(rope.rotate(x, turn, halves=True), want)
+
+
+def test_hadamard_leaves_dot_products_alone():
+    a, b = np.random.default_rng(3).standard_normal((2, 5, 128))
+    assert np.allclose(dsa.hadamard(a) @ dsa.hadamard(b).T, a @ b.T, rtol=1e-12, atol=1e-12)
+    assert np.allclose(dsa.hadamard(np.eye(2)), np.array([[1, 1], [1, -1]]) / np.sqrt(2))
+
+
+def test_what_makes_no_sense_is_said(model):
+    for wrong in ([], [-1], [1280]):
+        with pytest.raises(Usage, match="tokens must be"):
+            model.logits(wrong)
+    with pytest.raises(Usage, match="no engine"):
+        conventions("vllm")
+    for layers in ((0, 4), (2, 2), (-1, 2)):
+        with pytest.raises(Usage, match="layers"):
+            refimpl.load(TINY, layers=layers)
+    with pytest.raises(Usage, match="experts"):
+        refimpl.load(TINY, experts=[0, 1, 2])
+    with pytest.raises(Usage, match="some layers only"):
+        refimpl.load(TINY, layers=(0, 1)).logits([1])
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    weights = tiny_checkpoint.draw_weights(tiny_checkpoint.CONFIG)
+    del weights["model.layers.1.self_attn.o_proj.weight"]
+    tiny_checkpoint.write_checkpoint(tmp_path, weights=weights)
+    with pytest.raises(BadFile, match=r"blk\.1\.attn_output\.weight is missing"):
+        refimpl.load(tmp_path).logits([1, 2])
