@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": "The whole story on the embedded model: quantize, verify, corrupt one bit, verify again, explain.",
     "inspect": "Say what a model file holds: header, sizes, census, recipe, parameters and their labels.",
     "verify": "Check a quantized GGUF against the BF16 checkpoint that it claims to come from.",
+    "convert": "Write a GLM-5.1 checkpoint as a GGUF of BF16, F16 or F32, as convert_hf_to_gguf does.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
     "reap": "Score a mixture's experts, select, prune and audit: which ones can a model lose?",
     "loops": "Tell whether a text ends in a loop, as a degenerated model writes it.",
