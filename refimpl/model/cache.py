@@ -11,18 +11,13 @@ from refimpl.quants import dequantize, quantize
 Array = NDArray[Any]
 
 
-def rounded(x: Array, to: Precision, whole: bool = True) -> Array:
-    """x as a cache of that precision gives it back, in the type of x.
-
-    whole : rows are whole blocks of 32; where they are not, q8_0 leaves them alone
-    """
+def rounded(x: Array, to: Precision) -> Array:
+    """x as a cache of that precision gives it back, in the type of x."""
     if to == "f32":
         return x
     if to == "f16":
         with np.errstate(over="ignore"):
             return x.astype(np.float16).astype(x.dtype)
-    if not whole:
-        return x
     return dequantize(quantize(x.astype(np.float32), "q8_0"), "q8_0").astype(x.dtype)
 
 

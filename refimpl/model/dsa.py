@@ -16,18 +16,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.sums import add_lanes, add_up
 from refimpl.files.hparams import Hparams
 from refimpl.model.config import Conventions
 from refimpl.model.norm import layer_norm
 from refimpl.model.rope import rotate
 from refimpl.model.tap import Tap, silent
-from refimpl.model.weights import Layer, linear
+from refimpl.model.weights import Layer, linear, product
 
 Array = NDArray[Any]
 Turn = tuple[Array, Array]
 
-QUERIES = 256  # scored at a time, so that the scores of a long prompt need not exist all at once
+AT_ONCE = 1 << 24  # products of heads and keys, so that those of a long prompt need not exist all together
 
 
 def index_keys(
@@ -73,29 +72,26 @@ def score(
 ) -> Array:  # [T, H, n], [S, n], [T, H] -> [T, S]
     """Score every key for every query.
 
-    Rounds: products and sums in 32 lanes, each weighted head and each addition over heads, in the type of q.
+    Rounds: the dot products as `product` does; each weighted head and each addition over heads, in the type of q.
     """
-    if conv.index == "fp8":
-        return _score_fp8(q, k, weights)
-    out = np.empty((len(q), len(k)), q.dtype)
-    for t in range(len(q)):
-        heads = np.maximum(add_lanes(q[t][None] * k[:, None]), 0)  # [S, H]
-        out[t] = add_up(heads * weights[t])
-    return out
+    if (
+        conv.index == "fp8"
+    ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
+        (q, q_scale), (k, k_scale) = _to_fp8(q), _to_fp8(k)
+        return _score(q, k, weights * q_scale[..., 0]) * k_scale[:, 0]
+    return _score(q, k, weights)
 
 
-def _score_fp8(q: Array, k: Array, weights: Array) -> Array:
-    """As DeepSeek scores: e4m3 queries and keys, one scale for each vector of 128."""
-    (q8, q_scale), (k8, k_scale) = _to_fp8(q), _to_fp8(k)
-    out = np.empty((len(q), len(k)), q.dtype)
-    for t in range(len(q)):
-        heads = np.maximum(add_lanes(q8[t][None] * k8[:, None]), 0)
-        out[t] = add_up(heads * (weights[t] * q_scale[t, :, 0])) * k_scale[:, 0]
-    return out
+def _score(q: Array, k: Array, weights: Array) -> Array:
+    heads = np.maximum(product(q.reshape(-1, q.shape[-1]), k).reshape(*q.shape[:2], len(k)), 0)
+    total = np.zeros((len(q), len(k)), q.dtype)
+    for h in range(q.shape[1]):
+        total += heads[:, h] * weights[:, h : h + 1]
+    return total
 
 
-def _to_fp8(x: Array) -> tuple[Array, Array]:
-    """Codes (as numbers) and scale, largest magnitude at 448."""
+def _to_fp8(x: Array) -> tuple[Array, Array]:  # [..., n] -> [..., n], [..., 1]
+    """e4m3 codes, as numbers, and their scale, which brings the largest to 448."""
     scale = np.maximum(np.abs(x).max(axis=-1, keepdims=True), x.dtype.type(1e-4)) / x.dtype.type(448)
     return (x / scale).astype(ml_dtypes.float8_e4m3fn).astype(x.dtype), scale
 
@@ -125,8 +121,9 @@ def select(
         return [np.arange(first + t + 1) for t in range(len(q))]
     chosen: list[Array] = []
     parts: list[Array] = []
-    for t in range(0, len(q), QUERIES):
-        scores = score(q[t : t + QUERIES], k, weights[t : t + QUERIES], conv)
+    step = max(1, AT_ONCE // (q.shape[1] * len(k)))
+    for t in range(0, len(q), step):
+        scores = score(q[t : t + step], k, weights[t : t + step], conv)
         chosen += select_topk(scores, first + t, hp.index_topk)
         if tap is not silent:
             parts.append(

@@ -21,11 +21,13 @@ from refimpl.model.config import Conventions
 from refimpl.model.norm import rms_norm
 from refimpl.model.rope import rotate
 from refimpl.model.tap import Tap, silent
-from refimpl.model.weights import Layer, Matrix, linear
+from refimpl.model.weights import Layer, Matrix, linear, product
 
 Array = NDArray[Any]
 Turn = tuple[Array, Array]
 Rows = list[Array]  # for each query the keys it looks at, ascending
+
+AT_ONCE = 1 << 24  # scores, so that those of a long prompt need not exist all together
 
 
 def softmax(scores: Array) -> Array:  # [..., n] -> [..., n]
@@ -34,21 +36,47 @@ def softmax(scores: Array) -> Array:  # [..., n] -> [..., n]
     return (wide / add_lanes(wide)[..., None]).astype(scores.dtype)
 
 
-def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv: Conventions) -> Array:
-    # [T, H, n], [S, 1 or H, n], [S, 1 or H, m], T x [K] -> [T, H, m]
-    """Weighted sums of the values that each query looks at; the others cost nothing.
+def mix(
+    q: Array, keys: Array, values: Array, scale: float, conv: Conventions, mask: Array | None = None
+) -> Array:
+    # [Q, n], [K, n], [K, m], [Q, K] -> [Q, m]
+    """Weighted sums of values: p = softmax(scale * q keys^T), out = p values.
 
-    p = softmax(scale * q . keys), out = sum over s of p[s] * values[s], s ascending
+    mask : which keys each query sees; None: all. Unseen ones add exact zeros, so that bits are as without them.
 
-    Rounds: dot products in 32 lanes, each product and each addition of the sum, in the type of q.
+    Rounds: products as `product` does, the scaled scores, and p once, in the type of q.
     """
-    out = np.zeros((*q.shape[:2], values.shape[-1]), q.dtype)
-    q = rounded(q, conv.kv)
-    for t, chosen in enumerate(rows):
-        k, v = keys[chosen].swapaxes(0, 1), values[chosen]  # [1 or H, K, n], [K, 1 or H, m]
-        p = rounded(softmax(add_lanes(q[t][:, None] * k) * q.dtype.type(scale)), conv.kv, whole=False)
-        for i in range(len(chosen)):
-            out[t] += p[:, i : i + 1] * v[i]
+    scores = product(rounded(q, conv.kv), keys) * q.dtype.type(scale)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf).astype(q.dtype)
+    p = softmax(scores)
+    return product(
+        p.astype(np.float16).astype(q.dtype) if conv.kv == "f16" else p, np.ascontiguousarray(values.T)
+    )
+
+
+def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv: Conventions) -> Array:
+    # [T, H, n], [S, n], [S, m], T x [K] -> [T, H, m]
+    """Each query's heads on the keys that it looks at; the others cost nothing."""
+    out, at_once = (
+        np.empty((*q.shape[:2], values.shape[1]), q.dtype),
+        max(1, AT_ONCE // (q.shape[1] * len(keys))),
+    )
+    t = 0
+    while t < len(q):
+        last = t
+        while last < len(q) and last - t < at_once and rows[last][-1] == len(rows[last]) - 1:
+            last += 1  # queries that see all keys up to some one go together
+        if last - t < 2:
+            out[t] = mix(q[t], keys[rows[t]], values[rows[t]], scale, conv)
+            t += 1
+            continue
+        seen = np.array([len(r) for r in rows[t:last]])
+        mask = np.arange(seen.max()) < np.repeat(seen, q.shape[1])[:, None]
+        heads = q[t:last].reshape(-1, q.shape[2])
+        together = mix(heads, keys[: seen.max()], values[: seen.max()], scale, conv, mask)
+        out[t:last] = together.reshape(last - t, *out.shape[1:])
+        t = last
     return out
 
 
@@ -62,9 +90,8 @@ def absorbed(
 ) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
     """Attention on the latents; a latent is key (with k_pe behind it) and value at once."""
     q = tap("q_nope_absorbed", per_head(w["attn_k_b"], q, conv))
-    q, keys = np.concatenate([q, q_pe], axis=-1), latents[:, None]
-    scale = (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
-    mixed = tap("kqv", attend(q, keys, keys[..., : hp.kv_lora_rank], rows, scale, conv))
+    q, scale = np.concatenate([q, q_pe], axis=-1), (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
+    mixed = tap("kqv", attend(q, latents, latents[:, : hp.kv_lora_rank], rows, scale, conv))
     return per_head(w["attn_v_b"], mixed, conv)
 
 
@@ -72,17 +99,13 @@ def expanded(
     q: Array, q_pe: Array, latents: Array, rows: Rows, w: Layer, hp: Hparams, conv: Conventions, tap: Tap
 ) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
     """Attention on every head's own keys and values, restored from the latents."""
-    c, heads = latents[:, : hp.kv_lora_rank], q.shape[1]
-    keys = np.stack([_times(c, w["attn_k_b"][h].values()) for h in range(heads)], axis=1)
-    values = per_head(w["attn_v_b"], np.repeat(c[:, None], heads, axis=1), conv)
-    k_pe = np.repeat(latents[:, None, hp.kv_lora_rank :], heads, axis=1)
-    q, keys = np.concatenate([q, q_pe], axis=-1), np.concatenate([keys, k_pe], axis=-1)
-    return attend(q, keys, values, rows, (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5, conv)
-
-
-def _times(x: Array, w: Array) -> Array:  # [S, n], [n, m] -> [S, m]
-    """x W: k_b is stored for the absorbed form, so that its columns are what is summed over here."""
-    return (x.astype(np.float64) @ w.astype(np.float64)).astype(x.dtype)
+    c, k_pe, out = latents[:, : hp.kv_lora_rank], latents[:, hp.kv_lora_rank :], []
+    q, scale = np.concatenate([q, q_pe], axis=-1), (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
+    for h in range(hp.num_attention_heads):
+        columns = np.ascontiguousarray(w["attn_k_b"][h].values().T)  # k_b lies as absorbed attention needs it
+        keys = np.concatenate([product(c, columns), k_pe], axis=-1)
+        out.append(attend(q[:, h : h + 1], keys, linear(w["attn_v_b"][h], c, conv), rows, scale, conv))
+    return np.concatenate(out, axis=1)
 
 
 def attention(

@@ -52,15 +52,23 @@ class Matrix:
         return dequantize(self.raw[rows], self.format)
 
 
+def product(x: Array, w: Array) -> Array:  # [T, n], [m, n] -> [T, m]
+    """y = x W^T of two float arrays, in the type of x; a token's result does not depend on the others.
+
+    Rounds: float64 sums, rounded once where x is float32.
+    """
+    return (x.astype(np.float64) @ w.astype(np.float64).T).astype(x.dtype)
+
+
 def linear(w: Matrix, x: Array, conv: Conventions) -> Array:  # [m, n], [T, n] -> [T, m]
     """y = x W^T, in the type of x.
 
     Rounds: float64 sums, rounded once where x is float32.
     """
     m, n = w.shape
-    y, step, wide = np.empty((len(x), m), x.dtype), max(1, PIECE // n), x.astype(np.float64)
+    y, step = np.empty((len(x), m), x.dtype), max(1, PIECE // n)
     for row in range(0, m, step):
-        y[:, row : row + step] = wide @ w.values(slice(row, row + step)).astype(np.float64).T
+        y[:, row : row + step] = product(x, w.values(slice(row, row + step)))
     return y
 
 
