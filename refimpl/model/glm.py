@@ -21,6 +21,7 @@ from refimpl.model.block import block
 from refimpl.model.cache import Cache
 from refimpl.model.config import Conventions, conventions
 from refimpl.model.mla import Rows
+from refimpl.model.mtp import draft
 from refimpl.model.norm import rms_norm
 from refimpl.model.rope import angles
 from refimpl.model.tap import Recorder, Tap, silent
@@ -78,6 +79,22 @@ class Glm:
         """What may follow each token, as logits; float64: the truth that bounds are measured against."""
         self._whole()
         return self.head(self.run_layers(self.embed(tokens, float64), Cache(self.conv)))
+
+    def draft_logits(self, tokens: Iterable[int], float64: bool = False) -> Array:  # [T] -> [T - 1, V]
+        """What the MTP block says may follow the token after each token. Raises Usage where the file has none."""
+        self._whole()
+        n = self.hp.num_hidden_layers
+        if "nextn.eh_proj" not in self.layer.get(n, ()):
+            raise Usage(f"{self.weights.source.path} has no MTP block")
+        h = self.embed(tokens, float64)
+        if len(h) < 2:
+            raise Usage("the MTP block needs two tokens at least")
+        hidden = rms_norm(
+            self.run_layers(h, Cache(self.conv)), self.top.vector("output_norm"), self.hp.rms_norm_eps
+        )
+        turn = self.turn(0, len(h) - 1)
+        drafted = draft(h[1:], hidden[:-1], self.layer[n], n, Cache(self.conv), turn, self.hp, self.conv)
+        return linear(self.top["output"], drafted, self.conv)
 
     def trace(
         self, tokens: Iterable[int] | None = None, hidden: Array | None = None, float64: bool = False

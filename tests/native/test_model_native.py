@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_checkpoint
 import torch
 from transformers import GlmMoeDsaForCausalLM
 
 import refimpl
+from tests import float_gguf, tiny_checkpoint
+from tools.llama_run import Llama
 
 TINY = Path(__file__).resolve().parent.parent.parent / "golden" / "tiny-glm-dsa"
 BOUND = 2e-6
@@ -119,3 +120,74 @@ def test_the_indexer_matters_here():
     off = deviation(refimpl.load(TINY, engine="transformers", dense=True).logits(ids), theirs(TINY, ids))
     assert off[:64].max() <= BOUND
     assert off[64:].max() > 1000 * BOUND
+
+
+LLAMA = {"engine": "llama.cpp", "kv": "f32", "activations": "float"}
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["one batch", "token by token"])
+def test_logits_of_the_trained_model_are_those_of_llama_cpp(tmp_path, steps):
+    file = float_gguf.write(tmp_path / "f32.gguf", TINY)
+    ids = np.random.default_rng(1).integers(0, 1256, 150).tolist()
+    llama = Llama(file)
+    want = np.concatenate([llama.decode([t]) for t in ids]) if steps else llama.decode(ids)
+    llama.close()
+    for path in (file, TINY):
+        assert deviation(refimpl.load(path, **LLAMA).logits(ids), want).max() <= BOUND
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if "groups" not in name])
+def test_logits_of_random_models_are_those_of_llama_cpp(tmp_path, shape):
+    config = RANDOM | SHAPES[shape] | {"index_head_dim": 128, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64}
+    tiny_checkpoint.write_checkpoint(
+        tmp_path, config, scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+    )
+    ids = np.random.default_rng(1).integers(0, config["vocab_size"], 60).tolist()
+    llama = Llama(float_gguf.write(tmp_path / "f32.gguf", tmp_path), context=64)
+    want = llama.decode(ids)
+    llama.close()
+    model = refimpl.load(tmp_path, **LLAMA)
+    rows = tie_free(model, ids)
+    assert rows > 2 * config["index_topk"]
+    assert deviation(model.logits(ids), want)[:rows].max() <= BOUND
+
+
+def test_llama_cpp_norms_the_latents_with_the_configs_eps():
+    """Must-fail control: transformers' 1e-6 there is seen."""
+    ids = np.random.default_rng(1).integers(0, 1256, 40).tolist()
+    one, two = (refimpl.load(TINY, **LLAMA, latent_eps=eps).logits(ids) for eps in (None, 1e-6))
+    assert deviation(one, two).max() > BOUND
+
+
+@torch.no_grad()
+def test_the_mtp_block_is_what_transformers_modules_make_of_it(tmp_path):
+    config = RANDOM | {"num_nextn_predict_layers": 1, "index_topk": 64}
+    weights = scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+    tiny_checkpoint.write_checkpoint(tmp_path, config, weights)
+    ids = np.random.default_rng(1).integers(0, config["vocab_size"], 40)
+    model = GlmMoeDsaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    hidden = model.model(input_ids=torch.tensor([ids.tolist()]), use_cache=False).last_hidden_state
+    at = "model.layers.3."
+    w = {k.removeprefix(at): torch.tensor(v) for k, v in weights.items() if k.startswith(at)}
+
+    def norm(x, name):
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], w[f"{name}.weight"], config["rms_norm_eps"])
+
+    e, h = (
+        norm(model.model.embed_tokens(torch.tensor([ids[1:].tolist()])), "enorm"),
+        norm(hidden[:, :-1], "hnorm"),
+    )
+    x = torch.cat([e, h], -1) @ w["eh_proj.weight"].T
+    layer = model.model.layers[2]  # a sparse layer, given the MTP block's weights
+    for part in ("gate", "up", "down"):
+        w[part] = torch.stack([w.pop(f"mlp.experts.{n}.{part}_proj.weight") for n in range(16)])
+    w["mlp.experts.gate_up_proj"] = torch.cat([w.pop("gate"), w.pop("up")], 1)
+    w["mlp.experts.down_proj"] = w.pop("down")
+    layer.load_state_dict({k: v for k, v in w.items() if k in layer.state_dict()}, strict=True)
+    positions = torch.arange(39)[None]
+    mask = torch.triu(torch.full((39, 39), float("-inf")), 1)[None, None]
+    y = layer(x, attention_mask=mask, position_embeddings=model.model.rotary_emb(x, positions))
+    y = norm(y[0] if isinstance(y, tuple) else y, "shared_head.norm")
+    want = model.lm_head(y)[0].numpy()
+    got = refimpl.load(tmp_path, engine="transformers").draft_logits(ids)
+    assert deviation(got, want).max() <= BOUND
