@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dequantize", "formats", "load", "open", "quantize", "verify"]
+__all__ = ["__version__", "dequantize", "formats", "load", "matmul", "open", "quantize", "verify"]
 
 if TYPE_CHECKING:
+    from refimpl.dots import matmul
     from refimpl.files.source import open
     from refimpl.model.glm import load
     from refimpl.quants import dequantize, quantize
@@ -24,6 +25,7 @@ _HOME = {
     "dequantize": "refimpl.quants",
     "formats": "refimpl.quants.formats",
     "load": "refimpl.model.glm",
+    "matmul": "refimpl.dots",
     "open": "refimpl.files.source",
     "quantize": "refimpl.quants",
     "verify": "refimpl.verifier.run",

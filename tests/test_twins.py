@@ -22,6 +22,7 @@ from refimpl.arith import bits
 from refimpl.quants import deviation, floats, grids, q4_k, q5_0, q6_k, q8_0, rounding, search
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_codec
 from tests.bits import assert_same_bits
+from tests.dots_twins import CASES as DOTS
 from tests.twins import find_twins, load_compiled, load_interpreted
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
 
@@ -200,6 +201,7 @@ def check_rounding(twin: ModuleType, draw: "Draw") -> Pairs:
 
 
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
+    **DOTS,
     "arith.bits": check_bits,
     "quants.floats": check_floats,
     "quants.search": check_search,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 32
+DOT_LANES = 16
 
 
 def add_up(terms: NDArray[Any]) -> NDArray[Any]:
@@ -39,6 +40,31 @@ def add_lanes(terms: NDArray[Any]) -> NDArray[Any]:
         part = terms[..., i : i + LANES]
         lanes[..., : part.shape[-1]] += part
     half = LANES // 2
+    while half:
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+        half //= 2
+    return np.asarray(lanes[..., 0])
+
+
+def dot_lanes(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply and add along the last axis in 16 lanes, then fold the lanes by halves: our own order for floats.
+
+    lane[l] = 0 + x[l]*y[l] + x[l + 16]*y[l + 16] + ...      then lane[l] += lane[l + 8], += lane[l + 4], ... 2, 1
+
+    One token or many, decode or prefill: the order is the same, and so are the bits.
+
+    x, y   : [..., n] float32, broadcast against each other; any n (a lane without a term adds nothing)
+    return : [...] float32
+
+    Rounds: every product and every addition, to float32; nothing is fused.
+    """
+    shape = np.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+    lanes = np.zeros((*shape, DOT_LANES), np.float32)
+    n = x.shape[-1]
+    for i in range(0, n, DOT_LANES):
+        width = min(DOT_LANES, n - i)
+        lanes[..., :width] += x[..., i : i + width] * y[..., i : i + width]
+    half = DOT_LANES // 2
     while half:
         lanes = lanes[..., :half] + lanes[..., half : 2 * half]
         half //= 2

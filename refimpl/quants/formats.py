@@ -65,6 +65,11 @@ IQ2_S = Format(22, "iq2_s", 256, _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "
 IQ1_M = Format(29, "iq1_m", 256, _block(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)))
 CODEBOOKS = (IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M)
 
+# Activations, quantized before a dot product (refimpl.dots): never the type of a tensor, so not in the table below.
+Q8_1 = Format(9, "q8_1", 32, _block(("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)))
+Q8_K = Format(15, "q8_k", 256, _block(("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)))
+activations = MappingProxyType({f.name: f for f in (Q8_0, Q8_1, Q8_K)})
+
 formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K, Q6_K)})
 by_id = MappingProxyType({f.id: f for f in formats.values()})
 

@@ -1,0 +1,166 @@
+"""Dot products of quantized weights, in named orders: the same bits from the reference and from the kernels.
+
+A format's weights are multiplied with activations quantized as ggml quantizes them (activation= names how, PARTNERS
+says which a format takes), or with float32 activations: then blocks are decoded, and products are added in
+refimpl's own order (arith.sums.dot_lanes). One token or many, a result has the same bits.
+"""
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.engine import map_units
+from refimpl.quants import allocate, dequantize
+from refimpl.quants.formats import Format, activations, find_codec
+
+__all__ = ["ORDERS", "PARTNERS", "encode", "matmul"]
+
+Array = NDArray[Any]
+
+# The activations that ggml quantizes for each format's dot product.
+PARTNERS = MappingProxyType({"q8_0": "q8_0", "q5_0": "q8_0", "q4_k": "q8_k", "q6_k": "q8_k"})
+ORDERS = ("generic", "generic-fma")
+LANES = 16
+TILE = 1 << 17  # decoded weights that are multiplied at a time: 512 KiB
+
+
+def encode(x: Array, fmt: str, encoder: str = "reference", reference: bool = False) -> NDArray[np.uint8]:
+    """Quantize activations, byte for byte as ggml does before a dot product.
+
+    x       : [t, n] float32
+    fmt     : "q8_0", "q8_1" or "q8_k"
+    encoder : "reference": ggml's quantize_row_*_ref; "avx2": what ggml-cpu does on x86-64 with AVX2
+    return  : [t, bytes] uint8
+    """
+    kind, x = activations[fmt], np.ascontiguousarray(x)
+    name = f"encode_{fmt}" + ("_avx2" if encoder == "avx2" and fmt != "q8_k" else "")
+    size = kind.row_bytes(x.shape[1])
+    if reference:
+        with np.errstate(all="ignore"):
+            blocks = getattr(import_module("refimpl.dots.encoders"), name)(x)
+        return np.ascontiguousarray(blocks).view(np.uint8).reshape(len(x), size)
+    out = np.empty((len(x), size), np.uint8)
+    getattr(import_module("refimpl.dots.encoders_jit"), name)(x, out)
+    return out
+
+
+def matmul(
+    raw: Array,
+    fmt: str | Format,
+    x: Array,
+    activation: str = "q8_k",
+    order: str = "generic",
+    reference: bool = False,
+    jobs: int = 1,
+) -> NDArray[np.float32]:
+    """Multiply a matrix of weights with tokens: x W^T.
+
+    y[t, r] = sum over i of x[t, i] * w[r, i], added in the named order
+
+    raw        : W [m, bytes] uint8, rows of blocks
+    x          : [t, n] float32
+    activation : "q8_0", "q8_1" or "q8_k": x is quantized first, to what ggml multiplies this format with
+                 (PARTNERS); "f32": blocks are decoded instead, and added in refimpl's own order
+    order      : "generic", or "generic-fma": as gcc compiles it for CPUs with FMA; "f32" knows "generic" alone
+    reference  : True takes the NumPy text
+    jobs       : threads
+    return     : [t, m] float32
+
+    Rounds: as the functions of dots/orders.py say, and arith.sums.dot_lanes.
+    Raises: ValueError or TypeError for shapes, types and pairs that do not fit.
+    Source: ggml-cpu/quants.c ggml_vec_dot_*_generic, llama.cpp 0c1e570.
+    """
+    fmt = find_codec(fmt)
+    n = _check(raw, fmt, x)
+    if activation != "f32" and activation != PARTNERS.get(fmt.name):
+        partner = PARTNERS.get(fmt.name, "f32")
+        raise ValueError(f"{fmt.name} weights are multiplied with {partner} activations, not {activation!r}")
+    if order not in (ORDERS if activation != "f32" else ORDERS[:1]):
+        raise ValueError(f"order {order!r} is not one of {', '.join(ORDERS)}, or not one of {activation}")
+    raw, x = np.ascontiguousarray(raw), np.ascontiguousarray(x)
+    out = np.empty((len(x), len(raw)), np.float32)
+    if not n:
+        out[:] = 0
+        return out
+    if not out.size:
+        return out
+    if activation == "f32":
+        work = _prepare_floats(raw, fmt, x, reference)
+    else:
+        work = _prepare_codes(raw, fmt, x, activation, order, reference)
+    step = -(-len(raw) // jobs)
+    units = [slice(r, min(r + step, len(raw))) for r in range(0, len(raw), step)]
+    for rows, part in map_units(units, work, jobs):
+        out[:, rows] = part
+    return out
+
+
+def _check(raw: Any, fmt: Format, x: Any) -> int:
+    """The number of weights in a row. Raises TypeError or ValueError where raw and x do not fit."""
+    for array, name, dtype in ((raw, "raw", np.uint8), (x, "x", np.float32)):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, not {kind}")
+        if array.ndim != 2:
+            raise ValueError(f"{name} needs 2 axes, but has the shape {array.shape}")
+    size = fmt.row_bytes(x.shape[1])
+    if raw.shape[1] != size:
+        raise ValueError(
+            f"{x.shape[1]} activations a token need rows of {size} bytes of {fmt.name}, not {raw.shape[1]}"
+        )
+    return int(x.shape[1])
+
+
+def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: str, reference: bool) -> Any:
+    """Quantize the tokens; return the work on a range of rows."""
+    from refimpl.dots import planes
+
+    acts = planes.split(encode(x, activation, reference=reference), activations[activation])
+
+    def work(rows: slice) -> Array:
+        out = np.empty((len(x), rows.stop - rows.start), np.float32)
+        if reference:
+            with np.errstate(all="ignore"):
+                orders = import_module("refimpl.dots.orders")
+                orders.multiply(planes.unpack(raw[rows], fmt), acts, fmt.name, order, out)
+        else:
+            kernels = import_module("refimpl.dots.orders_jit")
+            kernels.multiply(fmt.id, raw[rows], *acts, order == "generic-fma", out)
+        return out
+
+    return work
+
+
+def _prepare_floats(raw: Array, fmt: Format, x: Array, reference: bool) -> Any:
+    """Pad the tokens to whole lanes; return the work on a range of rows, decoded some at a time."""
+    n = x.shape[1]
+    whole = -(-n // LANES) * LANES
+    if whole != n:
+        x = np.concatenate([x, np.zeros((len(x), whole - n), np.float32)], 1)
+    most = max(8, TILE // whole // 8 * 8)
+
+    def work(rows: slice) -> Array:
+        out = np.empty((len(x), rows.stop - rows.start), np.float32)
+        if reference:
+            floats = import_module("refimpl.dots.floats")
+            with np.errstate(all="ignore"):
+                floats.multiply(dequantize(raw[rows], fmt, reference=True), x[:, :n], out)
+            return out
+        kernels = import_module("refimpl.dots.floats_simd")
+        if whole == n and fmt.name in ("f32", "bf16"):
+            kernels.multiply(raw[rows].view(np.float32 if fmt.name == "f32" else np.uint16), x, out)
+            return out
+        tile = allocate((most, whole), np.float32)
+        tile[:, n:] = 0
+        for r in range(rows.start, rows.stop, most):
+            some = raw[r : min(r + most, rows.stop)]
+            dequantize(some, fmt, out=tile[: len(some), :n])
+            part = np.empty((len(x), len(some)), np.float32)
+            kernels.multiply(tile[: len(some)], x, part)
+            out[:, r - rows.start : r - rows.start + len(some)] = part
+        return out
+
+    return work

@@ -1,0 +1,93 @@
+"""The orders of a dot product: which floats are added when, once the integers are multiplied and added exactly.
+
+ggml itself has several orders, and so several answers; each function here is one of them, over the planes of planes.py.
+An order is named by matmul(order=): `generic` is the text of ggml's *_generic functions, every operation rounded;
+`generic-fma` the same text as gcc compiles it where there is an FMA: a product that is only added is fused.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.fma import fma
+from refimpl.dots.planes import GROUP, Activations, Planes
+
+Floats = NDArray[Any]  # float32
+Ints = NDArray[np.int32]
+MultiplyAdd = Callable[[Any, Any, Any], Any]
+LANES = 8
+
+
+def add_product(a: Floats, b: Floats, c: Floats) -> Floats:
+    """a*b + c, both operations rounded."""
+    return np.asarray(a * b + c)
+
+
+def multiply_codes(w: Planes, a: Activations, t: int) -> Ints:
+    """Multiply codes, scales and token t's codes: [m, blocks, size] int32, exact."""
+    products = w.codes.astype(np.int32) * a.codes[t]
+    if w.scales.size:
+        products = products * w.scales.repeat(GROUP, 1)
+    return products.reshape(*w.d.shape, -1)
+
+
+def multiply_mins(w: Planes, a: Activations, t: int) -> Ints:
+    """Multiply mins and the sums of token t's codes: [m, blocks, groups] int32, exact."""
+    return (w.mins.astype(np.int32) * a.bsums[t]).reshape(*w.d.shape, -1)
+
+
+def add_blocks(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """Blocks one after the other: the order of generic q8_0, q5_0 and others with q8_0 activations.
+
+    sum += (d * d') * total,  total the block's integers
+
+    Rounds: d*d'; its product with the total and the sum, as madd does.
+    """
+    total = multiply_codes(w, a, t).sum(2).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        result = madd(w.d[:, b] * a.d[t, b], total[:, b], result)
+    return result
+
+
+def add_lanes(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """Eight lanes, then the lanes one after the other: the order of generic q3_K, q4_K, q5_K and q6_K.
+
+    lane[l] += (d * d') * total[l],  total[l] the integers of the weights l, l + 8, l + 16, ... of the block
+    sum     -= (dmin * d') * total of the mins;  in the end sum += lane[0], lane[1], ... lane[7]
+
+    Rounds: d*d' and dmin*d'; products and sums, as madd does; the last eight additions.
+    """
+    products = multiply_codes(w, a, t)
+    total = products.reshape(*w.d.shape, -1, LANES).sum(2).astype(np.float32)
+    lanes = np.zeros((len(w.d), LANES), np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        lanes = madd((w.d[:, b] * a.d[t, b])[:, None], total[:, b], lanes)
+        if w.mins.size:
+            least = multiply_mins(w, a, t)[:, b].sum(1).astype(np.float32)
+            result = madd(-(w.dmin[:, b] * a.d[t, b]), least, result)
+    for k in range(LANES):
+        result = result + lanes[:, k]
+    return result
+
+
+GENERIC: MappingProxyType[str, Callable[[Planes, Activations, int, MultiplyAdd], Floats]] = MappingProxyType(
+    {"q8_0": add_blocks, "q5_0": add_blocks, "q4_k": add_lanes, "q6_k": add_lanes}
+)
+
+
+def multiply(w: Planes, a: Activations, fmt: str, order: str, out: Floats) -> None:
+    """Multiply rows of weights with tokens.
+
+    w, a  : planes of m rows and t tokens
+    fmt   : the weights' format, by name
+    order : "generic" or "generic-fma"
+    out   : [t, m] float32, written
+    """
+    madd = {"generic": add_product, "generic-fma": fma}[order]
+    for t in range(len(out)):
+        out[t] = GENERIC[fmt](w, a, t, madd)

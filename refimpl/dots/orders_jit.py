@@ -1,0 +1,112 @@
+"""The orders of a dot product for kernels: the twin of orders.py. A row is taken apart once and meets every token."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.fma_jit import fma
+from refimpl.arith.jit import jit
+from refimpl.dots.planes_jit import unpack_row
+from refimpl.quants.formats import Q4_K, Q6_K
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+Shorts = NDArray[np.int16]
+Floats = NDArray[np.float32]
+
+IN_LANES = (Q4_K.id, Q6_K.id)
+WITH_MINS = (Q4_K.id,)
+LANES, GROUP, SUB = 8, 16, 32
+ZERO = np.float32(0)
+
+
+@jit
+def madd(fused: bool, a: Any, b: Any, c: Any) -> Any:
+    """a*b + c, rounded once or twice."""
+    return fma(a, b, c) if fused else a * b + c
+
+
+@jit
+def add_blocks(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
+    """One row and one token: blocks one after the other. See orders.add_blocks."""
+    result = ZERO
+    for b in range(d.size):
+        total = 0
+        for i in range(b * SUB, (b + 1) * SUB):
+            total += int(codes[i]) * int(acts[i])
+        result = madd(fused, d[b] * act_d[b], np.float32(total), result)
+    return result
+
+
+@jit
+def add_lanes(
+    codes: Codes,
+    scales: Shorts,
+    mins: Shorts,
+    d: Floats,
+    dmin: Floats,
+    acts: Codes,
+    act_d: Floats,
+    bsums: Shorts,
+    fused: bool,
+    lanes: Floats,
+    totals: NDArray[np.int64],
+) -> Any:
+    """One row and one token: eight lanes, then the lanes one after the other. See orders.add_lanes.
+
+    lanes [8] float32 and totals [8] int64 are scratch
+    """
+    result = ZERO
+    lanes[:] = ZERO
+    for b in range(d.size):
+        totals[:] = 0
+        least = 0
+        for g in range(b * GROUP, (b + 1) * GROUP):
+            for i in range(g * GROUP, (g + 1) * GROUP):
+                totals[i % LANES] += int(codes[i]) * int(acts[i]) * int(scales[g])
+            if dmin.size:
+                least += int(mins[g]) * int(bsums[g])
+        step = d[b] * act_d[b]
+        for k in range(LANES):
+            lanes[k] = madd(fused, step, np.float32(totals[k]), lanes[k])
+        if dmin.size:
+            result = madd(fused, -(dmin[b] * act_d[b]), np.float32(least), result)
+    for k in range(LANES):
+        result += lanes[k]
+    return result
+
+
+@jit
+def multiply(
+    fmt: int,
+    raw: Bytes,
+    acts: Codes,
+    act_d: Floats,
+    act_s: Floats,
+    bsums: Shorts,
+    fused: bool,
+    out: Floats,
+) -> None:
+    """Multiply rows of blocks with tokens.
+
+    fmt                       : id of the weights' format
+    raw                       : [m, bytes] uint8
+    acts, act_d, act_s, bsums : the planes of t tokens
+    fused                     : generic-fma rather than generic
+    out                       : [t, m] float32, written
+    """
+    n, blocks = acts.shape[1], act_d.shape[1]
+    codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
+    scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)
+    d, dmin = np.empty(blocks, np.float32), np.empty(blocks if fmt in WITH_MINS else 0, np.float32)
+    lanes, totals = np.empty(LANES, np.float32), np.empty(LANES, np.int64)
+    for r in range(raw.shape[0]):
+        unpack_row(fmt, raw[r], codes, scales, mins, d, dmin, scratch)
+        for t in range(acts.shape[0]):
+            if fmt in IN_LANES:
+                out[t, r] = add_lanes(
+                    codes, scales, mins, d, dmin, acts[t], act_d[t], bsums[t], fused, lanes, totals
+                )
+            else:
+                out[t, r] = add_blocks(codes, d, acts[t], act_d[t], fused)

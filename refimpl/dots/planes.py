@@ -1,0 +1,108 @@
+"""What rows of blocks and of activations say, taken apart into planes: codes, scales, mins, and the floats.
+
+A dot product multiplies and adds integers exactly and rounds floats in a named order (orders.py). Here every format
+gives up its packing, so that the orders need not know it.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.bits import decode_half
+from refimpl.quants import q4_k as q4k
+from refimpl.quants import q5_0 as q50
+from refimpl.quants import q6_k as q6k
+from refimpl.quants.formats import Format
+
+Records = NDArray[Any]
+GROUP = 16  # codes under one scale; a sub-block of 32 says its scale twice
+
+
+class Planes(NamedTuple):
+    """m rows of weights, each of them of n weights in n/size blocks.
+
+    w[i] = d * scale * code - dmin * min, with what the format lacks left out
+    """
+
+    codes: NDArray[np.int8]  # [m, n] signed
+    scales: NDArray[np.int16]  # [m, n/16], or [m, 0]
+    mins: NDArray[np.int16]  # [m, n/16], or [m, 0]
+    d: NDArray[np.float32]  # [m, n/size]
+    dmin: NDArray[np.float32]  # [m, n/size], or [m, 0]
+
+
+class Activations(NamedTuple):
+    """t tokens of n activations each: x[i] = d * code."""
+
+    codes: NDArray[np.int8]  # [t, n]
+    d: NDArray[np.float32]  # [t, n/size]
+    s: NDArray[np.float32]  # [t, n/32] of q8_1: d times the sum of a block's codes; [t, 0]
+    bsums: NDArray[np.int16]  # [t, n/16] of q8_k: sums of 16 codes; [t, 0]
+
+
+def unpack_q8_0(blocks: Records) -> tuple[Any, ...]:
+    """Take Q8_0 apart: the codes are what is stored."""
+    return blocks["qs"], None, None, _halves(blocks["d"]), None
+
+
+def unpack_q5_0(blocks: Records) -> tuple[Any, ...]:
+    """Take Q5_0 apart: codes around 0."""
+    return q50.unpack_codes(blocks) - 16, None, None, _halves(blocks["d"]), None
+
+
+def unpack_q4_k(blocks: Records) -> tuple[Any, ...]:
+    """Take Q4_K apart: 8 scales and mins, each for two groups."""
+    scales, mins = q4k.unpack_scales(blocks["scales"])
+    codes = q4k.unpack_codes(blocks["qs"])
+    return (
+        codes,
+        scales.repeat(2, 1),
+        mins.repeat(2, 1),
+        _halves(blocks["d"]),
+        _halves(blocks["dmin"]),
+    )
+
+
+def unpack_q6_k(blocks: Records) -> tuple[Any, ...]:
+    """Take Q6_K apart: codes around 0, 16 signed scales."""
+    return q6k.unpack_codes(blocks) - 32, blocks["scales"], None, _halves(blocks["d"]), None
+
+
+# Each takes [N] records and gives codes [N, size], scales [N, size/16] or None, mins the same, d [N], dmin [N] or None.
+UNPACK: MappingProxyType[str, Callable[[Records], tuple[Any, ...]]] = MappingProxyType(
+    {"q8_0": unpack_q8_0, "q5_0": unpack_q5_0, "q4_k": unpack_q4_k, "q6_k": unpack_q6_k}
+)
+
+
+def unpack(raw: NDArray[np.uint8], fmt: Format) -> Planes:
+    """Take rows of blocks apart.
+
+    raw    : [m, bytes] uint8
+    return : their planes; nothing is rounded
+    """
+    dtypes = (np.int8, np.int16, np.int16, np.float32, np.float32)
+    fields = UNPACK[fmt.name](raw.view(fmt.block).reshape(-1))
+    return Planes(*(_plane(f, len(raw), dtype) for f, dtype in zip(fields, dtypes, strict=True)))
+
+
+def split(raw: NDArray[np.uint8], fmt: Format) -> Activations:
+    """Take rows of activation blocks apart: raw [t, bytes] uint8 of q8_0, q8_1 or q8_k."""
+    blocks = raw.view(fmt.block)
+    d = blocks["d"] if fmt.name == "q8_k" else _halves(blocks["d"])
+    s = _halves(blocks["s"]) if fmt.name == "q8_1" else None
+    bsums = blocks["bsums"] if fmt.name == "q8_k" else None
+    fields = zip((blocks["qs"], d, s, bsums), (np.int8, np.float32, np.float32, np.int16), strict=True)
+    return Activations(*(_plane(f, len(raw), dtype) for f, dtype in fields))
+
+
+def _plane(field: Any, rows: int, dtype: Any) -> NDArray[Any]:
+    return (
+        np.empty((rows, 0), dtype) if field is None else np.ascontiguousarray(field, dtype).reshape(rows, -1)
+    )
+
+
+def _halves(bits: NDArray[Any]) -> NDArray[np.float32]:
+    return decode_half(np.ascontiguousarray(bits).view(np.uint16))

@@ -1,0 +1,107 @@
+// The dot products of ggml's *_generic functions, told anew: what matmul(order="generic") must equal bit for bit.
+// Built with -ffp-contract=off, so that every operation rounds. Each takes n weights and n activations as blocks.
+
+#include <stdint.h>
+#include <string.h>
+
+static float half(const uint8_t *p) {
+    const uint32_t h = p[0] | p[1] << 8, sign = (h >> 15) << 31, e = h >> 10 & 31, m = h & 1023;
+    if (e == 0) {
+        const float tiny = (float)m * 0x1p-24f;
+        return sign ? -tiny : tiny;
+    }
+    const uint32_t bits = sign | (e == 31 ? 255u : e + 112) << 23 | m << 13;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static float single(const uint8_t *p) {
+    float f;
+    memcpy(&f, p, 4);
+    return f;
+}
+
+// sum of codes times activations over 32 weights
+static int dot32(const int8_t *w, const uint8_t *a) {
+    int sum = 0;
+    for (int i = 0; i < 32; i++) sum += w[i] * (int8_t)a[i];
+    return sum;
+}
+
+float dot_q8_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 34, a += 34)
+        sum += dot32((const int8_t *)w + 2, a + 2) * (half(w) * half(a));
+    return sum;
+}
+
+float dot_q5_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 22, a += 34) {
+        int8_t q[32];
+        for (int i = 0; i < 32; i++) {
+            const int low = i < 16 ? w[6 + i] & 15 : w[6 + i - 16] >> 4, high = w[2 + i / 8] >> i % 8 & 1;
+            q[i] = (int8_t)((low | high << 4) - 16);
+        }
+        sum += (half(w) * half(a)) * dot32(q, a + 2);
+    }
+    return sum;
+}
+
+// lane[l] += d * (sum over the codes l, l + 8, ... of the block of scale * code * activation)
+static void add_lanes(float *lane, float d, const int8_t *q, const int *scale, int per_scale, const uint8_t *a) {
+    for (int l = 0; l < 8; l++) {
+        int sum = 0;
+        for (int i = l; i < 256; i += 8) sum += scale[i / per_scale] * (q[i] * (int8_t)a[i]);
+        lane[l] += d * sum;
+    }
+}
+
+static float add_up(float sum, const float *lane) {
+    for (int l = 0; l < 8; l++) sum += lane[l];
+    return sum;
+}
+
+static int bsum(const uint8_t *a, int group) {
+    return (int16_t)(a[260 + 2 * group] | a[261 + 2 * group] << 8);
+}
+
+static void six_bits(const uint8_t *s, int *scale, int *least) {
+    for (int j = 0; j < 4; j++) {
+        scale[j] = s[j] & 63;
+        least[j] = s[j + 4] & 63;
+        scale[j + 4] = (s[j + 8] & 15) | (s[j] >> 6) << 4;
+        least[j + 4] = s[j + 8] >> 4 | (s[j + 4] >> 6) << 4;
+    }
+}
+
+float dot_q4_k(int n, const uint8_t *w, const uint8_t *a) {
+    float lane[8] = {0}, sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 144, a += 292) {
+        int scale[8], least[8], mins = 0;
+        int8_t q[256];
+        six_bits(w + 4, scale, least);
+        for (int i = 0; i < 256; i++) q[i] = w[16 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
+        for (int g = 0; g < 16; g++) mins += least[g / 2] * bsum(a, g);
+        add_lanes(lane, half(w) * single(a), q, scale, 32, a + 4);
+        sum -= half(w + 2) * single(a) * mins;
+    }
+    return add_up(sum, lane);
+}
+
+float dot_q6_k(int n, const uint8_t *w, const uint8_t *a) {
+    float lane[8] = {0};
+    for (int b = 0; b < n / 256; b++, w += 210, a += 292) {
+        int scale[16];
+        int8_t q[256];
+        for (int i = 0; i < 256; i++) {
+            const int h = i / 128, k = i / 32 % 4, l = i % 32;
+            const int low = w[h * 64 + k % 2 * 32 + l] >> (k / 2 * 4) & 15, high = w[128 + h * 32 + l] >> 2 * k & 3;
+            q[i] = (int8_t)((low | high << 4) - 32);
+        }
+        for (int j = 0; j < 16; j++) scale[j] = (int8_t)w[192 + j];
+        add_lanes(lane, half(w + 208) * single(a), q, scale, 16, a + 4);
+    }
+    return add_up(0, lane);
+}
