@@ -112,7 +112,7 @@ class Glm:
                 raise Usage(
                     f"the layers begin with {self.layers.start}: give the hidden states that go into it"
                 )
-            hidden = tap.at(None)("inp_embd", self.embed(tokens or (), float64))
+            hidden = tap.at(None)("inp_embd", self.embed(() if tokens is None else tokens, float64))
         else:
             hidden = np.asarray(hidden, np.float64 if float64 else np.float32)
             if hidden.ndim != 2 or hidden.shape[1] != self.hp.hidden_size:

@@ -1,0 +1,210 @@
+"""Score the experts of a model over a text: one layer after the other, all sequences through each.
+
+The unpruned model's own activations feed every layer. Only a layer's weights are in memory; the hidden states
+of all tokens lie in a file between two layers, and so a run that was stopped goes on behind its last layer.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl import engine
+from refimpl.errors import Usage
+from refimpl.files.hparams import Hparams
+from refimpl.model.block import block
+from refimpl.model.cache import Cache
+from refimpl.model.glm import Glm, load
+from refimpl.model.moe import run_expert
+from refimpl.model.tap import Recorder
+from refimpl.model.weights import Layer
+from refimpl.reap import state
+from refimpl.reap.presets import Preset, Router, weigh
+from refimpl.reap.saliency import Saliency
+
+Array = NDArray[Any]
+PathLike = str | os.PathLike[str]
+Progress = Callable[[int, int], None]  # token times layer done, and in all
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens to score over, cut into sequences that do not see each other.
+
+    name   : where they come from
+    tokens : [T] int64
+    """
+
+    name: str
+    tokens: Array
+
+    def describe(self, length: int) -> dict[str, Any]:
+        digest = sha256(np.ascontiguousarray(self.tokens, "<i8").tobytes()).hexdigest()
+        return {"name": self.name, "sha256": digest, "tokens": len(self.tokens), "sequence": length}
+
+
+def score(
+    model: PathLike,
+    texts: Sequence[Text],
+    out: PathLike,
+    preset: Preset,
+    length: int = 2048,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> state.Run:
+    """Write the statistics of every MoE layer of the trunk to `out`.
+
+    length : most tokens of a sequence; attention and positions start anew with each
+    jobs   : threads; the result does not depend on it
+
+    A folder `<out>.work` holds what a resumed run needs, until `out` is written.
+    Raises Usage where `out` exists (force replaces it), or where the folder is of another run.
+    """
+    if os.path.lexists(out) and not force:
+        raise Usage(f"{os.fspath(out)} exists; --force replaces it")
+    if length < 1 or not texts or any(len(text.tokens) == 0 for text in texts):
+        raise Usage("there is nothing to score: give tokens, in sequences of at least one")
+    glm = load(model)
+    source = glm.weights.source
+    try:
+        run = state.Run(
+            state.identify(source), preset.to_json(), tuple(text.describe(length) for text in texts)
+        )
+        spans = list(_cut(texts, length))
+        work = _Work(
+            Path(f"{os.fspath(out)}.work"), run, sum(len(span) for span in spans), glm.hp.hidden_size
+        )
+        first, hidden = work.open(lambda: (glm.embed(span) for span in spans))
+        total = glm.hp.num_hidden_layers * len(hidden)
+        for n in range(first, glm.hp.num_hidden_layers):
+            following = work.next_hidden(n)
+            saliency = _score_layer(glm, n, spans, hidden, following, preset, jobs, progress, total)
+            hidden = work.close_layer(n, saliency, following)
+        state.save(out, run, {n: work.read_layer(n, glm.hp) for n in run.model.layers})
+    finally:
+        source.close()
+    shutil.rmtree(work.folder)
+    return run
+
+
+def _cut(texts: Sequence[Text], length: int) -> Iterator[Array]:
+    """The sequences: pieces of `length` tokens, the last of each text as long as it comes."""
+    for text in texts:
+        for start in range(0, len(text.tokens), length):
+            yield text.tokens[start : start + length]
+
+
+def _score_layer(
+    glm: Glm,
+    n: int,
+    spans: list[Array],
+    hidden: Array,
+    following: Array,
+    preset: Preset,
+    jobs: int | None,
+    progress: Progress | None,
+    total: int,
+) -> Saliency | None:
+    """Send every sequence through one layer; the statistics of its experts, None of a dense layer."""
+    hp, w = glm.hp, Layer(glm.weights, n)
+    router = Router(hp.num_experts_per_tok, True, hp.routed_scaling_factor)  # no other norm_topk_prob loads
+    saliency = Saliency(hp.n_routed_experts, hp.hidden_size) if n >= hp.first_k_dense_replace else None
+    starts = np.cumsum([0, *(len(span) for span in spans)])
+
+    def run(i: int) -> tuple[Array, list[tuple[int, Array, Array]]]:
+        tap = Recorder()
+        h = hidden[starts[i] : starts[i + 1]]
+        out, _ = block(h, w, n, Cache(glm.conv), glm.turn(0, len(h)), hp, glm.conv, tap.at(n))
+        return out, [] if saliency is None else list(_observe(tap.kept, n, w, hp, glm, router, preset))
+
+    for i, (out, seen) in engine.map_units(range(len(spans)), run, jobs):
+        following[starts[i] : starts[i + 1]] = out
+        if saliency is not None:
+            saliency.tokens += len(out)
+            for expert, outputs, weights in seen:
+                saliency.add(expert, outputs, weights)
+        if progress is not None:
+            progress(n * len(hidden) + int(starts[i + 1]), total)
+    return saliency
+
+
+def _observe(
+    kept: dict[str, Array], n: int, w: Layer, hp: Hparams, glm: Glm, router: Router, preset: Preset
+) -> Iterator[tuple[int, Array, Array]]:
+    """(expert, its outputs [t, D], their weights [t]) of one sequence, as the preset chooses and weighs.
+
+    Outputs that the model has computed are taken; only those that it did not choose are run anew.
+    """
+    chosen, x = kept[f"ffn_moe_topk-{n}"], kept[f"ffn_norm-{n}"]
+    picked, weights = weigh(kept[f"ffn_moe_logits-{n}"], chosen, router, preset)
+    for e in np.unique(picked):
+        tokens, slots = np.nonzero(picked == e)
+        outputs = np.empty((len(tokens), hp.hidden_size), np.float32)
+        there = chosen[tokens] == e
+        have = there.any(axis=1)
+        outputs[have] = kept[f"ffn_moe_down-{n}"][tokens[have], there[have].argmax(axis=1)]
+        if not have.all():
+            outputs[~have] = run_expert(int(e), x[tokens[~have]], w, glm.conv)
+        yield int(e), outputs, weights[tokens, slots]
+
+
+class _Work:
+    """The folder of a run: its description, the finished layers' statistics, the states behind the last."""
+
+    def __init__(self, folder: Path, run: state.Run, tokens: int, width: int) -> None:
+        self.folder, self.shape = folder, (tokens, width)
+        self._run = json.dumps(asdict(run), sort_keys=True)
+
+    def open(self, embed: Callable[[], Iterator[Array]]) -> tuple[int, Array]:
+        """The layer to go on with, and the hidden states before it."""
+        self.folder.mkdir(exist_ok=True)
+        mark = self.folder / "run.json"
+        if mark.exists() and mark.read_text() != self._run:
+            raise Usage(f"{self.folder} is of another run: finish that one, or remove the folder")
+        mark.write_text(self._run)
+        for path in self.folder.glob("*.part"):
+            path.unlink()
+        done = sorted(int(path.stem.removeprefix("hidden-")) for path in self.folder.glob("hidden-*.npy"))
+        if done:
+            return done[-1], np.load(
+                self.folder / f"hidden-{done[-1]}.npy", mmap_mode="r", allow_pickle=False
+            )
+        hidden, at = self.next_hidden(-1), 0
+        for rows in embed():
+            hidden[at : at + len(rows)] = rows
+            at += len(rows)
+        return 0, self.close_layer(-1, None, hidden)
+
+    def next_hidden(self, n: int) -> Array:
+        """Room for the hidden states behind layer n."""
+        return np.lib.format.open_memmap(self.folder / f"hidden-{n + 1}.part", "w+", np.float32, self.shape)
+
+    def close_layer(self, n: int, saliency: Saliency | None, hidden: Array) -> Array:
+        """Keep a layer's results; what they were computed from is no longer needed. Returns the states to go on."""
+        if saliency is not None:
+            with open(self.folder / "layer.part", "wb") as file:
+                np.savez(file, tokens=np.array(saliency.tokens), **saliency.sums)  # type: ignore[arg-type]
+            os.replace(self.folder / "layer.part", self.folder / f"layer-{n}.npz")
+        assert isinstance(hidden, np.memmap)
+        hidden.flush()
+        place = self.folder / f"hidden-{n + 1}.npy"
+        os.replace(self.folder / f"hidden-{n + 1}.part", place)
+        (self.folder / f"hidden-{n}.npy").unlink(missing_ok=True)
+        states: Array = np.load(place, mmap_mode="r", allow_pickle=False)
+        return states
+
+    def read_layer(self, n: int, hp: Hparams) -> Saliency:
+        """A finished layer's statistics."""
+        saliency = Saliency(hp.n_routed_experts, hp.hidden_size)
+        with np.load(self.folder / f"layer-{n}.npz", allow_pickle=False) as values:
+            saliency.tokens = int(values["tokens"])
+            saliency.sums = {name: values[name] for name in saliency.sums}
+        return saliency
