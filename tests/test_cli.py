@@ -10,6 +10,7 @@ from importlib import import_module
 
 import models
 import pytest
+import typer
 
 from refimpl.cli import main as cli
 from refimpl.cli.main import COMMANDS, byte_count, run
@@ -57,9 +58,14 @@ def test_help_imports_neither_commands_nor_numpy():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_and_its_line_in_the_help_say_the_same(name):
-    doc = import_module(f"refimpl.cli.{name}").command.__doc__
-    assert doc.splitlines()[0] == COMMANDS[name]
-    assert "Exit codes: " in doc
+    command = import_module(f"refimpl.cli.{name}").command
+    if isinstance(command, typer.Typer):
+        assert command.info.help == COMMANDS[name]
+        docs = [one.callback.__doc__ for one in command.registered_commands]
+    else:
+        assert command.__doc__.splitlines()[0] == COMMANDS[name]
+        docs = [command.__doc__]
+    assert docs and all("Exit codes: " in doc for doc in docs)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

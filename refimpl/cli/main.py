@@ -1,7 +1,8 @@
 """The command line: finds the command, turns errors into one line and an exit code.
 
 A command is one module, refimpl/cli/<name>.py, with a function `command` whose signature and docstring typer
-reads, and which leaves with `raise typer.Exit(code)` unless the code is 0. To add one, write that module and
+reads, and which leaves with `raise typer.Exit(code)` unless the code is 0; a family of commands (`reap`) is a
+typer.Typer of that name. To add one, write that module and
 one line in COMMANDS: its name, and the first line of the docstring (a test holds them together). The module
 is imported only when the command is called, and its heavy imports belong inside the function; so is `--help`.
 """
@@ -26,7 +27,9 @@ COMMANDS = {
     "demo": "The whole story on the embedded model: quantize, verify, corrupt one bit, verify again, explain.",
     "inspect": "Say what a model file holds: header, sizes, census, recipe, parameters and their labels.",
     "verify": "Check a quantized GGUF against the BF16 checkpoint that it claims to come from.",
+    "convert": "Write a GLM-5.1 checkpoint as a GGUF of BF16, F16 or F32, as convert_hf_to_gguf does.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
+    "reap": "Score a mixture's experts, select, prune and audit: which ones can a model lose?",
     "loops": "Tell whether a text ends in a loop, as a degenerated model writes it.",
     "selftest": "Break the embedded model in every known way, and check that verify names the damage.",
 }
@@ -82,7 +85,10 @@ def _app(wanted: str | None) -> typer.Typer:
     for name, line in COMMANDS.items():
         if name == wanted:
             command = import_module(f"refimpl.cli.{name}").command
-            app.command(name, help=_reflow(command.__doc__))(command)
+            if isinstance(command, typer.Typer):  # a family of commands
+                app.add_typer(command, name=name, help=_reflow(command.info.help or ""))
+            else:
+                app.command(name, help=_reflow(command.__doc__))(command)
         else:
             app.command(name, help=line)(_not_wanted)
     return app

@@ -77,12 +77,18 @@ def _count_experts(source: Gguf | Checkpoint, link: Link) -> int:
 
 
 def source_rows(
-    source: Gguf | Checkpoint, link: Link, hp: Hparams, rows: slice, kept: Sequence[int] | None = None
+    source: Gguf | Checkpoint,
+    link: Link,
+    hp: Hparams,
+    rows: slice,
+    kept: Sequence[int] | None = None,
+    buffer: NDArray[np.uint8] | None = None,
 ) -> Rows:
     """Rows of a GGUF tensor as convert computes them from the source; only what they need is read.
 
     rows   : which rows of the GGUF tensor, leading axes counted together
     kept   : source expert of each file expert; None: the same
+    buffer : [B] uint8; rows that lie together in the source are read into it where they fit, and returned from it
     return : [R, n] uint16, BF16 bits, or float32 where the source (or a part of it) is F32 or F16
 
     Rounds: never; F16 is widened.
@@ -113,7 +119,7 @@ def source_rows(
         start = row + (expert * stride + lead if stride else 0)
         spans.append((_name(source, link, expert), start, start + count))
         first += count
-    return _read(source, spans, want[-1])
+    return _read(source, spans, want[-1], buffer)
 
 
 def _name(source: Gguf | Checkpoint, link: Link, expert: int) -> str:
@@ -131,7 +137,12 @@ def _units(source: Gguf | Checkpoint, link: Link, hp: Hparams, want: tuple[int, 
     return max(prod(want[:-1]), 1), 0, 0
 
 
-def _read(source: Gguf | Checkpoint, spans: list[tuple[str, int, int]], n: int | None) -> Rows:
+def _read(
+    source: Gguf | Checkpoint,
+    spans: list[tuple[str, int, int]],
+    n: int | None,
+    buffer: NDArray[np.uint8] | None = None,
+) -> Rows:
     """Concatenate rows of several tensors; where their types differ, all become float32."""
     pieces: list[tuple[Tensor, int, int]] = []
     for name, first, last in spans:
@@ -151,7 +162,11 @@ def _read(source: Gguf | Checkpoint, spans: list[tuple[str, int, int]], n: int |
         raise Unsupported(f"{source.path}: {words}: no source")
     if len(pieces) == 1:
         tensor, first, last = pieces[0]
-        return _decode(source.read(tensor.name, slice(first, last)), tensor.format.name)
+        size = (last - first) * tensor.row_bytes
+        room = None
+        if buffer is not None and size <= buffer.size:
+            room = buffer[:size].reshape(last - first, tensor.row_bytes)
+        return _decode(source.read(tensor.name, slice(first, last), room), tensor.format.name)
     count = sum(last - first for _, first, last in pieces)
     if len(formats) == 1:
         raw, at = np.empty((count, pieces[0][0].row_bytes if pieces else 0), np.uint8), 0
