@@ -8,7 +8,7 @@ import numpy as np
 
 from refimpl import dots
 from refimpl.arith import fma
-from refimpl.dots import encoders, floats, orders, planes
+from refimpl.dots import avx2, encoders, floats, generic, planes, tiled
 from refimpl.quants.formats import activations, find_codec
 
 Array = np.ndarray[Any, Any]
@@ -73,15 +73,20 @@ def check_planes(twin: ModuleType, draw: Any) -> Pairs:
 
 
 def check_orders(twin: ModuleType, draw: Any) -> Pairs:
-    for name in orders.GENERIC:
-        kind, partner = find_codec(name), activations[dots.PARTNERS[name]]
+    """The twin of one order. Only generic has two: fused or not."""
+    order = twin.__name__.rpartition(".")[2].partition("_")[0]
+    text = {"generic": generic, "avx2": avx2, "tiled": tiled}[order]
+    for name, partner in dots.PARTNERS.items():
+        kind = find_codec(name)
+        if order == "tiled" and partner != "q8_k":
+            continue
         raw, acts, _ = draw_pair(draw, name)
-        a = planes.split(acts, partner)
-        for order in dots.ORDERS:
+        a, w = planes.split(acts, activations[partner]), planes.unpack(raw, kind)
+        for fused in ([False], [True]) if order == "generic" else ([],):
             got, want = (np.full((len(acts), len(raw)), np.nan, np.float32) for _ in range(2))
-            twin.multiply(kind.id, raw, *a, order == "generic-fma", got)
-            orders.multiply(planes.unpack(raw, kind), a, name, order, want)
-            yield f"{name} {order}", got, want
+            twin.multiply(kind.id, raw, *a, *fused, got)
+            text.multiply(w, a, *([] if order == "tiled" else [name]), *fused, want)
+            yield f"{name} {order} {fused}", got, want
 
 
 CASES: dict[str, Callable[[ModuleType, Any], Pairs]] = {
@@ -89,5 +94,7 @@ CASES: dict[str, Callable[[ModuleType, Any], Pairs]] = {
     "dots.floats": check_floats,
     "dots.encoders": check_encoders,
     "dots.planes": check_planes,
-    "dots.orders": check_orders,
+    "dots.generic": check_orders,
+    "dots.avx2": check_orders,
+    "dots.tiled": check_orders,
 }

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 # The activations that ggml quantizes for each format's dot product.
 PARTNERS = MappingProxyType({"q8_0": "q8_0", "q5_0": "q8_0", "q4_k": "q8_k", "q6_k": "q8_k"})
-ORDERS = ("generic", "generic-fma")
+ORDERS = ("generic", "generic-fma", "avx2", "tiled")
 LANES = 16
 TILE = 1 << 17  # decoded weights that are multiplied at a time: 512 KiB
 
@@ -64,14 +64,18 @@ def matmul(
     x          : [t, n] float32
     activation : "q8_0", "q8_1" or "q8_k": x is quantized first, to what ggml multiplies this format with
                  (PARTNERS); "f32": blocks are decoded instead, and added in refimpl's own order
-    order      : "generic", or "generic-fma": as gcc compiles it for CPUs with FMA; "f32" knows "generic" alone
+    order      : "generic": the text of ggml's *_generic functions, every operation rounded;
+                 "generic-fma": the same, as gcc compiles it for CPUs with FMA;
+                 "avx2": what ggml_vec_dot_* gives on x86-64, and so ggml's decode of up to 7 tokens;
+                 "tiled": what ggml_mul_mat gives from 8 tokens on; where it has no tiled kernel, avx2.
+                 avx2 and tiled quantize q8_0 and q8_1 activations as ggml-cpu does; "f32" knows "generic" alone
     reference  : True takes the NumPy text
     jobs       : threads
     return     : [t, m] float32
 
-    Rounds: as the functions of dots/orders.py say, and arith.sums.dot_lanes.
+    Rounds: as dots/generic.py, avx2.py and tiled.py say, and arith.sums.dot_lanes.
     Raises: ValueError or TypeError for shapes, types and pairs that do not fit.
-    Source: ggml-cpu/quants.c ggml_vec_dot_*_generic, llama.cpp 0c1e570.
+    Source: ggml-cpu: quants.c, arch/x86/quants.c, tiled/; llama.cpp 0c1e570.
     """
     fmt = find_codec(fmt)
     n = _check(raw, fmt, x)
@@ -118,17 +122,22 @@ def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: st
     """Quantize the tokens; return the work on a range of rows."""
     from refimpl.dots import planes
 
-    acts = planes.split(encode(x, activation, reference=reference), activations[activation])
+    encoder = "reference" if order.startswith("generic") else "avx2"
+    kind = activations[activation]
+    acts = planes.split(encode(x, activation, encoder, reference), kind)
+    if order == "tiled" and activation != "q8_k":
+        order = "avx2"
+    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}" + "_jit" * (not reference))
+    fused = [order == "generic-fma"] if order.startswith("generic") else []
 
     def work(rows: slice) -> Array:
         out = np.empty((len(x), rows.stop - rows.start), np.float32)
         if reference:
+            name = [] if order == "tiled" else [fmt.name]
             with np.errstate(all="ignore"):
-                orders = import_module("refimpl.dots.orders")
-                orders.multiply(planes.unpack(raw[rows], fmt), acts, fmt.name, order, out)
+                text.multiply(planes.unpack(raw[rows], fmt), acts, *name, *fused, out)
         else:
-            kernels = import_module("refimpl.dots.orders_jit")
-            kernels.multiply(fmt.id, raw[rows], *acts, order == "generic-fma", out)
+            text.multiply(fmt.id, raw[rows], *acts, *fused, out)
         return out
 
     return work

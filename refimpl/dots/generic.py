@@ -1,8 +1,8 @@
-"""The orders of a dot product: which floats are added when, once the integers are multiplied and added exactly.
+"""The orders `generic` and `generic-fma`: the text of ggml's *_generic functions, over the planes of planes.py.
 
-ggml itself has several orders, and so several answers; each function here is one of them, over the planes of planes.py.
-An order is named by matmul(order=): `generic` is the text of ggml's *_generic functions, every operation rounded;
-`generic-fma` the same text as gcc compiles it where there is an FMA: a product that is only added is fused.
+Integers are multiplied and added exactly; which floats are added when is what an order says. In `generic` every
+operation rounds; `generic-fma` is the same text as gcc compiles it where there is an FMA: a product that is only
+added is fused.
 """
 
 from collections.abc import Callable
@@ -80,14 +80,14 @@ GENERIC: MappingProxyType[str, Callable[[Planes, Activations, int, MultiplyAdd],
 )
 
 
-def multiply(w: Planes, a: Activations, fmt: str, order: str, out: Floats) -> None:
+def multiply(w: Planes, a: Activations, fmt: str, fused: bool, out: Floats) -> None:
     """Multiply rows of weights with tokens.
 
     w, a  : planes of m rows and t tokens
     fmt   : the weights' format, by name
-    order : "generic" or "generic-fma"
+    fused : generic-fma rather than generic
     out   : [t, m] float32, written
     """
-    madd = {"generic": add_product, "generic-fma": fma}[order]
+    madd = fma if fused else add_product
     for t in range(len(out)):
         out[t] = GENERIC[fmt](w, a, t, madd)

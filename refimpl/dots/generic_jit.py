@@ -1,4 +1,4 @@
-"""The orders of a dot product for kernels: the twin of orders.py. A row is taken apart once and meets every token."""
+"""The orders `generic` and `generic-fma` for kernels: the twin of generic.py. A row, taken apart, meets every token."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def madd(fused: bool, a: Any, b: Any, c: Any) -> Any:
 
 @jit
 def add_blocks(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
-    """One row and one token: blocks one after the other. See orders.add_blocks."""
+    """One row and one token: blocks one after the other. See generic.add_blocks."""
     result = ZERO
     for b in range(d.size):
         total = 0
@@ -53,7 +53,7 @@ def add_lanes(
     lanes: Floats,
     totals: NDArray[np.int64],
 ) -> Any:
-    """One row and one token: eight lanes, then the lanes one after the other. See orders.add_lanes.
+    """One row and one token: eight lanes, then the lanes one after the other. See generic.add_lanes.
 
     lanes [8] float32 and totals [8] int64 are scratch
     """
