@@ -31,6 +31,7 @@ COMMANDS = {
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
     "reap": "Score a mixture's experts, select, prune and audit: which ones can a model lose?",
     "loops": "Tell whether a text ends in a loop, as a degenerated model writes it.",
+    "native": "Judge a ggml shared library: every encoder, decoder and dot product that it exports.",
     "selftest": "Break the embedded model in every known way, and check that verify names the damage.",
 }
 

@@ -66,3 +66,31 @@ class _Lines:
         left = f"{(total - done) / rate:,.0f} s left"
         share = f"{gigabytes(done)} of {gigabytes(total)} ({done / total:.0%})"
         print(f"{self.what}: {share}, {gigabytes(round(rate))}/s, {left}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def item_bar(what: str, hidden: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far work on a few things is; the value is to be called with things done, things in all, and a name."""
+    if hidden:
+        yield lambda done, total, name: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total, name: bar.update(
+                task, completed=done, total=total, description=f"{what} {name}"
+            )
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int, name: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            print(f"{what}: {done} of {total}, {name}", file=sys.stderr, flush=True)
+
+    yield line

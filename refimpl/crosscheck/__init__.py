@@ -1,0 +1,1 @@
+"""Two engines side by side: what another implementation computes, held against the reference."""
