@@ -28,6 +28,8 @@ class Conventions:
     dense        : ignore the indexer and look at every earlier token (engines before mid-2026)
     kv           : what the caches store
     activations  : "float": weights are decoded; "ggml": inputs of quantized matrices are quantized, as on a CPU
+    order        : of additions in products with quantized inputs (dots.ORDERS)
+    jobs         : threads; they change nothing but the time
     """
 
     latent_eps: float | None = None
@@ -41,6 +43,8 @@ class Conventions:
     dense: bool = False
     kv: Precision = "f32"
     activations: Literal["float", "ggml"] = "float"
+    order: str = "generic"
+    jobs: int = 1
 
 
 # refimpl: eps from the config, no Hadamard, lower index on ties, our own orders of addition.
@@ -54,7 +58,7 @@ ENGINES = MappingProxyType(
         ),
         "llama.cpp": Conventions(
             key_eps=0.0, denominator="max(sum, 2^-14)", angles="f32-steps", hadamard=True, kv="f16",
-            activations="ggml",
+            activations="ggml", order="generic-fma",
         ),
         "deepseek": Conventions(
             latent_eps=1e-6, denominator="sum", expert_sum="index", angles="f32", hadamard=True, index="fp8"

@@ -78,12 +78,12 @@ def score(
         conv.index == "fp8"
     ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
         (q, q_scale), (k, k_scale) = _to_fp8(q), _to_fp8(k)
-        return _score(q, k, weights * q_scale[..., 0]) * k_scale[:, 0]
-    return _score(q, k, weights)
+        return _score(q, k, weights * q_scale[..., 0], conv) * k_scale[:, 0]
+    return _score(q, k, weights, conv)
 
 
-def _score(q: Array, k: Array, weights: Array) -> Array:
-    heads = np.maximum(product(q.reshape(-1, q.shape[-1]), k).reshape(*q.shape[:2], len(k)), 0)
+def _score(q: Array, k: Array, weights: Array, conv: Conventions) -> Array:
+    heads = np.maximum(product(q.reshape(-1, q.shape[-1]), k, conv).reshape(*q.shape[:2], len(k)), 0)
     total = np.zeros((len(q), len(k)), q.dtype)
     for h in range(q.shape[1]):
         total += heads[:, h] * weights[:, h : h + 1]

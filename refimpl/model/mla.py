@@ -46,13 +46,12 @@ def mix(
 
     Rounds: products as `product` does, the scaled scores, and p once, in the type of q.
     """
-    scores = product(rounded(q, conv.kv), keys) * q.dtype.type(scale)
+    scores = product(rounded(q, conv.kv), keys, conv) * q.dtype.type(scale)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf).astype(q.dtype)
     p = softmax(scores)
-    return product(
-        p.astype(np.float16).astype(q.dtype) if conv.kv == "f16" else p, np.ascontiguousarray(values.T)
-    )
+    p = rounded(p, "f16") if conv.kv == "f16" else p
+    return product(p, values.T, conv)
 
 
 def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv: Conventions) -> Array:
@@ -102,8 +101,7 @@ def expanded(
     c, k_pe, out = latents[:, : hp.kv_lora_rank], latents[:, hp.kv_lora_rank :], []
     q, scale = np.concatenate([q, q_pe], axis=-1), (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
     for h in range(hp.num_attention_heads):
-        columns = np.ascontiguousarray(w["attn_k_b"][h].values().T)  # k_b lies as absorbed attention needs it
-        keys = np.concatenate([product(c, columns), k_pe], axis=-1)
+        keys = np.concatenate([product(c, w["attn_k_b"][h].values().T, conv), k_pe], axis=-1)
         out.append(attend(q[:, h : h + 1], keys, linear(w["attn_v_b"][h], c, conv), rows, scale, conv))
     return np.concatenate(out, axis=1)
 

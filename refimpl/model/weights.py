@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.dots import PARTNERS, matmul
 from refimpl.errors import BadFile
 from refimpl.files.gguf import Gguf
 from refimpl.files.hparams import Hparams
@@ -18,7 +19,7 @@ from refimpl.files.links import Link, expected
 from refimpl.files.origin import source_rows, source_shape
 from refimpl.files.safetensors import Checkpoint
 from refimpl.model.config import Conventions
-from refimpl.quants import dequantize
+from refimpl.quants import dequantize, quantize
 from refimpl.quants.formats import BF16, F32, Format, find_codec
 
 Array = NDArray[Any]
@@ -52,24 +53,32 @@ class Matrix:
         return dequantize(self.raw[rows], self.format)
 
 
-def product(x: Array, w: Array) -> Array:  # [T, n], [m, n] -> [T, m]
-    """y = x W^T of two float arrays, in the type of x; a token's result does not depend on the others.
+def product(x: Array, w: Array, conv: Conventions) -> Array:  # [T, n], [m, n] -> [T, m]
+    """y = x W^T of two float arrays, in the type of x. A token's result does not depend on the others beside it.
 
-    Rounds: float64 sums, rounded once where x is float32.
+    Rounds: float32 as arith.sums.dot_lanes does; float64 as BLAS does.
     """
-    return (x.astype(np.float64) @ w.astype(np.float64).T).astype(x.dtype)
+    if x.dtype == np.float64:
+        return x @ w.T
+    return matmul(np.ascontiguousarray(w).view(np.uint8), F32, x, "f32", jobs=conv.jobs)
 
 
 def linear(w: Matrix, x: Array, conv: Conventions) -> Array:  # [m, n], [T, n] -> [T, m]
-    """y = x W^T, in the type of x.
+    """y = x W^T, in the type of x; W is used as it is stored.
 
-    Rounds: float64 sums, rounded once where x is float32.
+    Rounds: float32 as dots.matmul does, in the conventions' order; float64 as BLAS does.
     """
-    m, n = w.shape
-    y, step = np.empty((len(x), m), x.dtype), max(1, PIECE // n)
-    for row in range(0, m, step):
-        y[:, row : row + step] = product(x, w.values(slice(row, row + step)))
-    return y
+    if x.dtype == np.float64:
+        m, n = w.shape
+        step = max(1, PIECE // n)
+        pieces = [x @ w.values(slice(r, r + step)).astype(np.float64).T for r in range(0, m, step)]
+        return np.concatenate(pieces, axis=1)
+    if conv.activations == "float":
+        return matmul(w.raw, w.format, x, "f32", jobs=conv.jobs)
+    if w.format.name in ("f16", "bf16"):  # ggml narrows the tokens to the type of the weights
+        x = dequantize(quantize(x, w.format), w.format)
+    partner = PARTNERS.get(w.format.name, "f32")
+    return matmul(w.raw, w.format, x, partner, "generic" if partner == "f32" else conv.order, jobs=conv.jobs)
 
 
 class Layer:
