@@ -9,7 +9,8 @@ from refimpl.quants.formats import formats
 from tests.bits import assert_same_bits
 from tests.weights import gaussian
 
-CODED = ["q8_0", "q5_0", "q4_k", "q6_k"]
+CODED = [name for name, fmt in formats.items() if fmt.weights > 1]
+RULED = [name for name in CODED if formats[name].ruled]
 BOTH = pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
 
 
@@ -105,7 +106,7 @@ def test_sums_do_not_depend_on_how_rows_are_split(fmt: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("importance", [None, "random"])
-@pytest.mark.parametrize("fmt", CODED)
+@pytest.mark.parametrize("fmt", RULED)
 def test_every_flipped_code_bit_is_off(fmt: str, importance: str | None, reference: bool) -> None:
     """Each bit of the code fields flipped once: exactly its block has one code off; scales are left alone."""
     rng = np.random.default_rng(2)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from refimpl import quants
-from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.quants.formats import Q4_K, Q6_K, formats
 from refimpl.quants.search_simd import STREAMED
 from tests.hard_weights import draw_cases, make_importance, make_weights
 
-FORMATS = [Q4_K, Q6_K, Q8_0, Q5_0]
+FORMATS = [fmt for fmt in formats.values() if fmt.tuned]
+SMALL = [fmt for fmt in FORMATS if fmt.weights == 32]
+CHECKING = [fmt for fmt in FORMATS if "check_codes" in fmt.tuned]
 SEARCHING = [Q4_K, Q6_K]  # those that leave degenerate blocks to the portable kernel
 CANARY = 0xA5
 
@@ -71,7 +73,7 @@ def test_vectors_encode_any_number_of_blocks(fmt):
             assert np.array_equal(encode(vectors(fmt), fmt, x[None, :n], imatrix), want), blocks
 
 
-@pytest.mark.parametrize("fmt", [Q8_0, Q5_0], ids=lambda f: f.name)
+@pytest.mark.parametrize("fmt", SMALL, ids=lambda f: f.name)
 def test_rows_of_single_small_blocks_are_encoded(fmt):
     x = make_weights(80 * 32 // 256 * 256)["heavy tails"].reshape(-1, 32)
     importance = make_importance(256)["even"][None, :32].copy()
@@ -146,7 +148,9 @@ def compare(module, fmt, raw, source, with_blocks=True):
         np.full(rows, -7, np.float32),
         np.full(rows, -7, np.int32),
     )
-    module.compare(raw, fmt.id, fmt.weights, bits, values, sse, sums, largest, worst)
+    y = np.empty(source.shape, np.float32)
+    portable(fmt).dequantize(raw, y)
+    module.compare(y, bits, values, fmt.weights, sse, sums, largest, worst)
     return sse, sums, largest, worst
 
 
@@ -167,23 +171,22 @@ def test_vectors_compare_as_the_portable_kernel_does(fmt):
 def test_a_comparison_does_not_depend_on_how_many_rows_share_a_tile():
     x = np.random.default_rng(7).standard_normal((300, 1024)).astype(np.float32)
     raw = encode(vectors(Q6_K), Q6_K, x)
-    module = import_module("refimpl.quants.deviation_simd")
-    whole = compare(module, Q6_K, raw, x)
-    pieces = [compare(module, Q6_K, raw[i : i + 7], x[i : i + 7]) for i in range(0, 300, 7)]
-    for k, part in enumerate(whole):
-        assert np.array_equal(part, np.concatenate([p[k] for p in pieces]))
+    whole = quants.compare(raw, "q6_k", x)
+    pieces = [quants.compare(raw[i : i + 7], "q6_k", x[i : i + 7]) for i in range(0, 300, 7)]
+    assert np.array_equal(whole, np.concatenate(pieces))
 
 
-@pytest.mark.parametrize("fmt", SEARCHING, ids=lambda f: f.name)
+@pytest.mark.parametrize("fmt", CHECKING, ids=lambda f: f.name)
 def test_vectors_count_stray_codes_as_the_portable_kernel_does(fmt):
-    vector, scalar = (import_module(f"refimpl.quants.rounding_{t}").nearest for t in ("simd", "jit"))
+    vector, scalar = vectors(fmt).check_codes, portable(fmt).check_codes
     strays = 0
     for seed, (name, x, imatrix) in enumerate(draw_cases(rows=4, n=1280)):
         raw = damage(encode(vectors(fmt), fmt, x, imatrix, 2), share=(0, 0.02, 1)[seed % 3], seed=seed)
-        got = np.full((4, 5), 999, np.uint16), np.full((4, 5), 99, np.uint8)
-        want = np.full((4, 5), 998, np.uint16), np.full((4, 5), 98, np.uint8)
-        vector(raw, fmt.id, fmt.weights, x, *got)
-        scalar(raw, fmt.id, fmt.weights, x, *want)
+        shape = (4, 1280 // fmt.weights)
+        got = np.full(shape, 999, np.uint16), np.full(shape, 99, np.uint8)
+        want = np.full(shape, 998, np.uint16), np.full(shape, 98, np.uint8)
+        vector(raw, x, *got)
+        scalar(raw, x, *want)
         assert all(map(np.array_equal, got, want)), name
         strays += int(want[0].sum())
     assert strays > 0

@@ -125,7 +125,7 @@ def compare_rows(module: ModuleType) -> None:
     errors, squares = deviation.compare(y, x, 256)[:2]
     sse, sums = np.zeros(errors.shape), np.zeros((len(x), 3))
     rest = np.zeros(len(x), np.float32), np.zeros(len(x), np.int32)
-    module.compare(raw, q4_k.Q4_K.id, 256, np.empty((0, 0), np.uint16), x, sse, sums, *rest)
+    module.compare(y, np.empty((0, 0), np.uint16), x, 256, sse, sums, *rest)
     assert_same_bits(sse, errors)
     assert_same_bits(sums, deviation.summarize(errors, squares)[0])
 
@@ -138,7 +138,7 @@ SUM_SLIPS = {
         "d = np.float64(y[start + k]) - s[start + k]",
     ),
     "float32 sums": ("sums[r, 0] += sse", "sums[r, 0] = np.float32(sums[r, 0] + sse)"),
-    "a row left out": ("for r in range(raw.shape[0])", "for r in range(raw.shape[0] - 1)"),
+    "a row left out": ("for r in range(y.shape[0])", "for r in range(y.shape[0] - 1)"),
 }
 
 

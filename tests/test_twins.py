@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from refimpl import quants
 from refimpl.arith import bits
-from refimpl.quants import deviation, floats, grids, q4_k, q5_0, q6_k, q8_0, rounding, search
-from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_codec
+from refimpl.quants import deviation, floats, grids, q5_0, rounding, search
+from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_reference, formats
 from tests.bits import assert_same_bits
 from tests.dots_twins import CASES as DOTS
 from tests.twins import find_twins, load_compiled, load_interpreted
@@ -28,7 +27,7 @@ from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_we
 
 Array = np.ndarray[Any, Any]
 Pairs = Iterator[tuple[str, Array, Array]]  # what, got, want
-REFERENCES = {"q4_k": q4_k, "q5_0": q5_0, "q6_k": q6_k, "q8_0": q8_0}
+CODED = [fmt for fmt in formats.values() if fmt.weights > 1]
 
 
 def poison(shape: tuple[int, ...] | int, dtype: Any) -> Array:
@@ -41,18 +40,16 @@ def poison(shape: tuple[int, ...] | int, dtype: Any) -> Array:
     return out
 
 
-def check_codec(fmt: str) -> Callable[[ModuleType, "Draw"], Pairs]:
-    """Encode and decode of one block format; a module that lacks one of the two is checked for the other."""
+def check_codec(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
+    """All JOBS of one block format; a module that lacks some of them is checked for the others."""
 
     def check(twin: ModuleType, draw: "Draw") -> Pairs:
-        x, imatrix = (
-            draw.weights((256 if fmt.endswith("_k") else 32) * int(draw.rng.integers(1, 4))),
-            draw.imatrix,
-        )
+        reference = find_reference(fmt)
+        x, imatrix = draw.weights(fmt.weights * int(draw.rng.integers(1, 4))), draw.imatrix
         experts = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
         per_expert = max(1, len(x) // max(1, len(experts)))
         spread = None if imatrix is None else imatrix[np.arange(len(x)) // per_expert]
-        blocks = REFERENCES[fmt].quantize(x, spread)
+        blocks = reference.quantize(x, spread)
         raw = blocks.view(np.uint8)
         if hasattr(twin, "quantize"):
             out = poison(raw.shape, np.uint8)
@@ -62,8 +59,21 @@ def check_codec(fmt: str) -> Callable[[ModuleType, "Draw"], Pairs]:
             for what, source in (("dequantize", raw), ("dequantize any bytes", draw.bytes(raw.shape))):
                 y = poison(x.shape, np.float32)
                 twin.dequantize(source, y)
-                want = REFERENCES[fmt].dequantize(source.view(blocks.dtype).reshape(-1)).reshape(x.shape)
+                want = reference.dequantize(source.view(fmt.block).reshape(-1)).reshape(x.shape)
                 yield what, y, want
+        if hasattr(twin, "check_codes"):
+            shape = (len(x), x.shape[1] // fmt.weights)
+            for what, source in (
+                ("check_codes", draw.damage(raw)),
+                ("check any bytes", draw.bytes(raw.shape)),
+            ):
+                off, far = poison(shape, np.uint16), poison(shape, np.uint8)
+                twin.check_codes(source, x, off, far)
+                steps = reference.measure_codes(
+                    source.view(fmt.block).reshape(-1), x.reshape(-1, fmt.weights)
+                )
+                yield f"{what} off", off, np.count_nonzero(steps, 1).reshape(shape).astype(np.uint16)
+                yield f"{what} far", far, steps.max(1).reshape(shape).astype(np.uint8)
 
     return check
 
@@ -153,26 +163,25 @@ def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
 
 
 def check_deviation(twin: ModuleType, draw: "Draw") -> Pairs:
-    for fmt in map(find_codec, REFERENCES):
-        x = draw.weights(fmt.weights * 3)
+    for weights in (32, 64, 256):
+        x = draw.weights(weights * 3)
         halves = bits.encode_bf16(x)
-        raw = draw.damage(quants.quantize(x, fmt, reference=True))
-        y = quants.dequantize(raw, fmt, reference=True)
+        y = draw.damage((x * np.float32(0.9)).view(np.uint8)).view(np.float32)
         for words, values, s in (
             (halves, np.empty((0, 0), np.float32), bits.decode_bf16(halves)),
             (np.empty((0, 0), np.uint16), x, x),
         ):
-            sse, squares, want_max = deviation.compare(y, s, fmt.weights)
+            sse, squares, want_max = deviation.compare(y, s, weights)
             want_sums, want_worst = deviation.summarize(sse, squares)
             for errors in (poison(sse.shape, np.float64), np.empty((0, 0))):
                 sums, largest = poison((len(x), 3), np.float64), poison(len(x), np.float32)
                 worst = poison(len(x), np.int32)
-                twin.compare(raw, fmt.id, fmt.weights, words, values, errors, sums, largest, worst)
-                yield f"compare {fmt.name} sums", sums, want_sums
-                yield f"compare {fmt.name} max", largest, want_max
-                yield f"compare {fmt.name} worst", worst, want_worst
+                twin.compare(y, words, values, weights, errors, sums, largest, worst)
+                yield f"compare {weights} sums", sums, want_sums
+                yield f"compare {weights} max", largest, want_max
+                yield f"compare {weights} worst", worst, want_worst
                 if errors.size:
-                    yield f"compare {fmt.name} sse", errors, sse
+                    yield f"compare {weights} sse", errors, sse
     if not hasattr(twin, "compare_values"):
         return
     y = draw.damage(x.view(np.uint8).copy()).view(np.float32)
@@ -188,16 +197,16 @@ def check_deviation(twin: ModuleType, draw: "Draw") -> Pairs:
 
 
 def check_rounding(twin: ModuleType, draw: "Draw") -> Pairs:
-    for fmt in map(find_codec, REFERENCES):
-        x = draw.weights(fmt.weights * 2)
-        imatrix = None if draw.imatrix is None else np.abs(draw.weights(x.shape[1])[0])
-        raw = draw.damage(quants.quantize(x, fmt, imatrix, reference=True))
-        steps = rounding.measure_codes(raw.view(fmt.block).reshape(-1), fmt, x.reshape(-1, fmt.weights))
-        shape = (len(x), x.shape[1] // fmt.weights)
-        off, far = poison(shape, np.uint16), poison(shape, np.uint8)
-        twin.nearest(raw, fmt.id, fmt.weights, x, off, far)
-        yield f"nearest {fmt.name} off", off, np.count_nonzero(steps, 1).reshape(shape).astype(np.uint16)
-        yield f"nearest {fmt.name} far", far, steps.max(1).reshape(shape).astype(np.uint8)
+    for top in (16, 8):
+        x = draw.weights(64).reshape(-1, 32)
+        d, codes = q5_0.round_codes(x)
+        codes = np.minimum(codes, 2 * top - 1)
+        stored = draw.damage(codes.astype(np.uint8)) & np.uint8(2 * top - 1)
+        steps = rounding.measure_trials(stored.astype(np.int32), x, top, d, codes)
+        plain = codes.astype(np.uint8)
+        found = [twin.check_trials(stored[i], x[i], top, d[i], plain[i]) for i in range(len(x))]
+        want = np.stack([np.count_nonzero(steps, 1), steps.max(1)], 1)
+        yield f"check_trials {top}", np.array(found, np.int64), want.astype(np.int64)
 
 
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
@@ -208,7 +217,7 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.grids": check_grids,
     "quants.deviation": check_deviation,
     "quants.rounding": check_rounding,
-    **{f"quants.{fmt}": check_codec(fmt) for fmt in REFERENCES},
+    **{f"quants.{fmt.name}": check_codec(fmt) for fmt in CODED},
     **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},
 }
 for _name in find_twins():

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from refimpl import quants
-from refimpl.quants.formats import find_codec
+from refimpl.quants.formats import find_codec, formats
 from tests.bits import assert_same_bits
 from tools import manifest
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-FORMATS = ["q8_0", "q5_0", "q4_k", "q6_k", "f16", "bf16"]
-CODED = FORMATS[:4]
+FORMATS = [name for name in formats if name != "f32"]
+CODED = [name for name in FORMATS if formats[name].weights > 1]
+RULED = [name for name in CODED if formats[name].ruled]
 Array = np.ndarray[Any, Any]
 
 
@@ -56,7 +57,7 @@ def test_the_files_are_the_ones_of_the_manifest() -> None:
 def test_the_vectors_cover_every_kind_and_differ_by_imatrix() -> None:
     inputs = load("inputs")
     assert inputs["importances"][0] == "none" and len(inputs["kinds"]) >= 20
-    for fmt in ("q5_0", "q4_k", "q6_k"):
+    for fmt in (name for name in FORMATS if formats[name].weighed):
         encoded = load(fmt)["encoded"]
         assert encoded.shape[:2] == (len(inputs["kinds"]), len(inputs["importances"]))
         assert (encoded[0, 0] != encoded[0, 1]).any()
@@ -92,7 +93,7 @@ def test_the_portable_kernels_give_the_same(fmt: str) -> None:
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
-@pytest.mark.parametrize("fmt", CODED)
+@pytest.mark.parametrize("fmt", RULED)
 def test_every_code_that_ggml_wrote_is_nearest(fmt: str, reference: bool) -> None:
     """The claim behind the verdict `rounded`: whatever imatrix chose the scales, the codes follow from them."""
     for what, x, _, raw in find_cases(fmt):

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import pytest
 import refimpl
 from refimpl.errors import BadFile, Unsupported, Usage
 from refimpl.files.golden import tiny_model
+from refimpl.files.source import Tensor
 from refimpl.quants.formats import known
 from refimpl.verifier import mutate
 from refimpl.verifier.controls import KEPT, NORM, ROUTER, STACKED, UP
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.requantize import check_rows, widen
 from refimpl.verifier.run import verify
-from refimpl.verifier.verdict import classify
+from refimpl.verifier.verdict import classify, describe_damage, describe_doubt, looks_foreign
 
 GOLDEN = tiny_model()
 STOCK = GOLDEN / "stock.gguf"
@@ -322,3 +324,39 @@ def test_an_imatrix_with_outliers_is_no_damage(fmt):
     tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
     tally.close()
     assert classify(tally, refimpl.formats[fmt]) == "rounded"
+
+
+@pytest.mark.parametrize("case", ["imatrix", "a few blocks", "noise", "other weights"])
+def test_a_format_without_a_rule_is_judged_by_its_error_and_says_so(case):
+    """Were Q4_K's codes not bound to its scales: an imatrix passes as equivalent, never as rounded; damage fails."""
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((64, 2048)).astype(np.float32)
+    source = (x.view(np.uint32) >> 16).astype(np.uint16)
+    importance = np.exp(rng.standard_normal(2048)).astype(np.float32)
+    raw, plain = refimpl.quantize(widen(source), "q4_k", imatrix=importance), refimpl.quantize(source, "q4_k")
+    if case == "a few blocks":
+        raw[1:] = plain[1:]
+    elif case == "noise":
+        noise = widen(source) + rng.standard_normal(x.shape).astype(np.float32) * np.float32(0.2)
+        raw = refimpl.quantize(noise, "q4_k", imatrix=importance)
+    elif case == "other weights":
+        raw = refimpl.quantize(widen(source)[::-1].copy(), "q4_k", imatrix=importance)
+    fmt = replace(refimpl.formats["q4_k"], ruled=False)
+    tally = check_rows(raw, fmt, source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, fmt) == ("equivalent" if case == "imatrix" else "degraded")
+    assert looks_foreign(tally, fmt) == (case == "other weights")
+    tensor = Tensor("some.weight", fmt, x.shape, 0, raw.nbytes)
+    if case == "imatrix":
+        doubt = describe_doubt(tally, tensor, None)
+        assert (doubt.code, doubt.severity) == (
+            "codes-unchecked",
+            "warning",
+        ) and "cannot be checked" in doubt.message
+    else:
+        codes = {f.code for f in describe_damage(tally, tensor, None)}
+        assert codes == {
+            {"a few blocks": "block-differs", "noise": "too-much-error"}.get(case, "block-error")
+        }
+    tally = check_rows(plain, fmt, source, 0, None, "strict")
+    assert classify(tally, fmt) == "exact"

@@ -19,8 +19,7 @@ from tools import ggml
 Array = NDArray[Any]
 COLUMNS = 6144
 REPEATS = 10
-NAMES = {"q4_k": "q4_K", "q6_k": "q6_K", "q8_0": "q8_0", "q5_0": "q5_0"}
-GGUF_TYPES = {name: gguf.GGMLQuantizationType[native.upper()] for name, native in NAMES.items()}
+NAMES = ("q4_k", "q6_k", "q8_0", "q5_0")
 
 
 class Differ(Exception):
@@ -42,7 +41,7 @@ class Row:
 
 def native_encoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:
     """(x, out, rows, n, imatrix) as addresses and sizes, compiled: no ctypes in the timed call."""
-    function = getattr(library, f"quantize_{NAMES[fmt]}")
+    function = getattr(library, f"quantize_{ggml.native_name(fmt)}")
     function.restype = c.c_size_t
     function.argtypes = [c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p]
 
@@ -55,7 +54,7 @@ def native_encoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:
 
 def native_decoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:
     """(raw, out, weights) as addresses and a size, compiled."""
-    function = getattr(library, f"dequantize_row_{NAMES[fmt]}")
+    function = getattr(library, f"dequantize_row_{ggml.native_name(fmt)}")
     function.restype = None
     function.argtypes = [c.c_void_p, c.c_void_p, c.c_int64]
 
@@ -163,7 +162,7 @@ def compare_row(library: c.CDLL, fmt: str, goal: float, rows: int) -> Row:
 
 
 def gguf_decode_row(fmt: str, rows: int) -> Row:
-    raw, kind = quants.quantize(draw(rows), fmt), GGUF_TYPES[fmt]
+    raw, kind = quants.quantize(draw(rows), fmt), gguf.GGMLQuantizationType[fmt.upper()]
     out = quants.allocate((rows, COLUMNS), np.float32)
 
     def run() -> Array:
@@ -179,7 +178,7 @@ def gguf_decode_row(fmt: str, rows: int) -> Row:
 
 
 def gguf_encode_row(fmt: str, rows: int) -> Row:
-    x, kind = draw(rows), GGUF_TYPES[fmt]
+    x, kind = draw(rows), gguf.GGMLQuantizationType[fmt.upper()]
     out = quants.allocate((rows, find_codec(fmt).row_bytes(COLUMNS)), np.uint8)
 
     def run() -> Array:

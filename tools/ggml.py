@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from refimpl.quants.formats import find_codec
 
 VERSION = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-_NAMES = {"q8_0": "q8_0", "q5_0": "q5_0", "q4_k": "q4_K", "q6_k": "q6_K"}
 _spec = importlib.util.find_spec("xllamacpp")
 assert _spec and _spec.origin, "the native library comes with the extra `oracle`"
 LIBRARY = c.CDLL(glob.glob(os.path.join(os.path.dirname(_spec.origin), "*.so"))[0])
 LIBRARY.ggml_cpu_init()
+
+
+def native_name(fmt: str) -> str:
+    """What ggml's functions call a format: the k of k-quants is a capital."""
+    return fmt[:-1] + "K" if fmt.endswith("_k") else fmt
 
 
 def quantize(
@@ -31,7 +35,7 @@ def quantize(
         convert.restype, convert.argtypes = None, [c.c_void_p, c.c_void_p, c.c_int64]
         convert(x.ctypes.data, out.ctypes.data, x.size)
         return out
-    encode = getattr(LIBRARY, f"quantize_{_NAMES[fmt]}")
+    encode = getattr(LIBRARY, f"quantize_{native_name(fmt)}")
     encode.restype, encode.argtypes = c.c_size_t, [c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p]
     if imatrix is not None:
         imatrix = np.ascontiguousarray(imatrix)
@@ -51,7 +55,7 @@ def dequantize(raw: NDArray[np.uint8], fmt: str) -> NDArray[np.float32]:
     decode = getattr(
         LIBRARY,
         {"f16": "ggml_fp16_to_fp32_row", "bf16": "ggml_bf16_to_fp32_row"}.get(fmt)
-        or f"dequantize_row_{_NAMES[fmt]}",
+        or f"dequantize_row_{native_name(fmt)}",
     )
     decode.restype, decode.argtypes = None, [c.c_void_p, c.c_void_p, c.c_int64]
     decode(raw.ctypes.data, out.ctypes.data, out.size)

@@ -4,7 +4,7 @@
 
 inputs.npz      kinds [K] and importances [I]: names; x [K, rows, n] float32; imatrix [I, n] float32, where
                 importance 0 is "none" and its row means nothing
-<format>.npz    encoded [K, I, rows, bytes] uint8; q8_0 and the float formats take no imatrix, so I = 1 there;
+<format>.npz    encoded [K, I, rows, bytes] uint8; I = 1 where the format takes no imatrix;
                 raw [R, bytes] uint8 and decoded [R, n] float32: random bytes and what they decode to, NaN and
                 infinite scales among them (any NaN is as good as another)
 """
@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.quants.formats import find_codec
+from refimpl.quants.formats import formats
 from tests.weights import IMPORTANCES, KINDS, make_importance, make_weights
 from tools import ggml, manifest
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 ROWS, N = 2, 512
-FORMATS = ("q8_0", "q5_0", "q4_k", "q6_k", "f16", "bf16")
-WEIGHED = ("q5_0", "q4_k", "q6_k")
 SEED = 1
 
 
@@ -33,10 +31,12 @@ def main() -> None:
     rows = [make_importance(name, rng, N) for name in IMPORTANCES]
     imatrix = np.stack([np.zeros(N, np.float32) if row is None else row for row in rows])
     files = {"inputs": {"kinds": list(KINDS), "importances": list(IMPORTANCES), "x": x, "imatrix": imatrix}}
-    for fmt in FORMATS:
-        weighed = rows if fmt in WEIGHED else rows[:1]
+    for fmt, kind in formats.items():
+        if fmt == "f32":
+            continue
+        weighed = rows if kind.weighed else rows[:1]
         encoded = [[ggml.quantize(group, fmt, row) for row in weighed] for group in x]
-        raw = rng.integers(0, 256, (16, find_codec(fmt).row_bytes(N)), dtype=np.uint8)
+        raw = rng.integers(0, 256, (16, kind.row_bytes(N)), dtype=np.uint8)
         files[fmt] = {"encoded": np.array(encoded), "raw": raw, "decoded": ggml.dequantize(raw, fmt)}
     entries: dict[str, Any] = {
         "oracle": "ggml, the library inside the xllamacpp wheel",

@@ -1,7 +1,7 @@
 """Block formats: one module each, with its twins (X.py defines, X_jit.py runs anywhere, X_simd.py is fast).
 
 Arrays are rows of weights, [..., n] float32, and rows of blocks, [..., bytes] uint8. `reference=True` takes
-the NumPy text; otherwise the kernels that KERNELS names do the work.
+the NumPy text; otherwise the tuned kernel does the work, or the portable one (formats.find_kernel).
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.quants.checks import NEAREST, ROW_ERRORS, compare, nearest, scale_defects
-from refimpl.quants.formats import Format, find_codec
+from refimpl.quants.checks import NEAREST, ROW_ERRORS, compare, nearest, read_scales, scale_defects
+from refimpl.quants.formats import Format, find_codec, find_kernel, find_reference
 
 __all__ = [
-    "KERNELS",
     "NEAREST",
     "ROW_ERRORS",
     "NotFinite",
@@ -25,6 +24,7 @@ __all__ = [
     "dequantize",
     "nearest",
     "quantize",
+    "read_scales",
     "scale_defects",
 ]
 
@@ -33,32 +33,6 @@ Array = NDArray[Any]
 BUILDS = ("strict",)
 CHUNK = 1 << 18  # weights: 1 MiB of float32
 FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
-
-# Which module runs each format: kernels compile at first use, so each is imported by name when it is needed.
-KERNELS = MappingProxyType(
-    {
-        "quantize": {
-            "q8_0": "refimpl.quants.q8_0_simd",
-            "q5_0": "refimpl.quants.q5_0_simd",
-            "q4_k": "refimpl.quants.q4_k_simd",
-            "q6_k": "refimpl.quants.q6_k_simd",
-        },
-        "dequantize": {
-            "q8_0": "refimpl.quants.q8_0_simd",
-            "q5_0": "refimpl.quants.q5_0_simd",
-            "q4_k": "refimpl.quants.q4_k_simd",
-            "q6_k": "refimpl.quants.q6_k_simd",
-        },
-    }
-)
-REFERENCES = MappingProxyType(
-    {
-        "q8_0": "refimpl.quants.q8_0",
-        "q5_0": "refimpl.quants.q5_0",
-        "q4_k": "refimpl.quants.q4_k",
-        "q6_k": "refimpl.quants.q6_k",
-    }
-)
 
 
 class NotFinite(ValueError):
@@ -112,7 +86,7 @@ def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Arr
         return
     weights = importance[np.arange(len(rows)) // per_expert] if len(importance) else None
     with np.errstate(all="ignore"):
-        blocks = import_module(REFERENCES[fmt.name]).quantize(rows, weights)
+        blocks = find_reference(fmt).quantize(rows, weights)
     out[:] = blocks.view(np.uint8)
 
 
@@ -148,7 +122,7 @@ def _encode(x: Array, fmt: Format, importance: Array, per_expert: int, out: Arra
         kernel(x, bits)
         out[:] = bits.view(np.uint8)
     else:
-        import_module(KERNELS["quantize"][fmt.name]).quantize(x, importance, per_expert, out)
+        find_kernel(fmt, "quantize")(x, importance, per_expert, out)
 
 
 def dequantize(
@@ -186,7 +160,7 @@ def _dequantize_by_reference(rows: Array, fmt: Format, out: Array) -> None:
 
             out[:] = floats.dequantize(blocks, fmt)
         else:
-            out[:] = import_module(REFERENCES[fmt.name]).dequantize(blocks.reshape(-1)).reshape(out.shape)
+            out[:] = find_reference(fmt).dequantize(blocks.reshape(-1)).reshape(out.shape)
 
 
 def _dequantize_by_kernel(rows: Array, fmt: Format, out: Array) -> None:
@@ -196,7 +170,7 @@ def _dequantize_by_kernel(rows: Array, fmt: Format, out: Array) -> None:
         kernel = getattr(import_module("refimpl.quants.floats_jit"), f"decode_{FLOATS[fmt.name]}")
         kernel(rows.view(np.uint16), out)
     else:
-        import_module(KERNELS["dequantize"][fmt.name]).dequantize(rows, out)
+        find_kernel(fmt, "dequantize")(rows, out)
 
 
 def _check(array: Any, name: str, dtypes: Any, axes: int) -> None:

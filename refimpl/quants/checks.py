@@ -3,15 +3,13 @@
 Everything works on rows, [R, bytes] uint8 beside [R, n] source, and answers per row or per block.
 """
 
-from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits import decode_bf16
-from refimpl.quants.formats import Format, find_codec
+from refimpl.arith.bits import decode_bf16, decode_half
+from refimpl.quants.formats import Format, find_codec, find_kernel, find_reference
 
 Array = NDArray[Any]
 Sums = tuple[Array, Array, Array]
@@ -21,23 +19,7 @@ ROW_ERRORS = np.dtype(
 )
 NEAREST = np.dtype([("off", "<u2"), ("far", "u1")])
 
-# Which module runs each format's fused kernel; the kernel's name is the key's.
-KERNELS = MappingProxyType(
-    {
-        "compare": {
-            "q8_0": "refimpl.quants.deviation_simd",
-            "q5_0": "refimpl.quants.deviation_simd",
-            "q4_k": "refimpl.quants.deviation_simd",
-            "q6_k": "refimpl.quants.deviation_simd",
-        },
-        "nearest": {
-            "q8_0": "refimpl.quants.rounding_jit",
-            "q5_0": "refimpl.quants.rounding_jit",
-            "q4_k": "refimpl.quants.rounding_simd",
-            "q6_k": "refimpl.quants.rounding_simd",
-        },
-    }
-)
+TILE = 1 << 16  # weights decoded at a time, to be compared while they are in the second-level cache
 NO_BITS, NO_VALUES, NO_SSE = np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32), np.empty((0, 0))
 
 
@@ -87,18 +69,28 @@ def _compare_by_reference(raw: Array, fmt: Format, source: Array, sse: Array | N
 
 
 def _compare_by_kernel(raw: Array, fmt: Format, source: Array, sse: Array | None) -> Sums:
+    from refimpl.quants import allocate, dequantize
+
     bits, values = (source, NO_VALUES) if source.dtype == np.uint16 else (NO_BITS, source)
     errors = NO_SSE if sse is None else sse
     sums, max_abs = np.empty((len(raw), 3)), np.empty(len(raw), np.float32)
     worst = np.empty(len(raw), np.int32)
     if fmt.weights == 1:
-        from refimpl.quants import dequantize
         from refimpl.quants.deviation_jit import compare_values
 
         compare_values(dequantize(raw, fmt), bits, values, errors, sums, max_abs, worst)
-    else:
-        kernel = import_module(KERNELS["compare"][fmt.name]).compare
-        kernel(raw, fmt.id, fmt.weights, bits, values, errors, sums, max_abs, worst)
+        return sums, max_abs, worst
+    from refimpl.quants import deviation_simd
+
+    decode, step = find_kernel(fmt, "dequantize"), max(1, TILE // source.shape[1])
+    room = allocate((min(step, len(raw)), source.shape[1]), np.float32)
+    for row in range(0, len(raw), step):
+        rows = slice(row, min(row + step, len(raw)))
+        tile = room[: rows.stop - row]
+        decode(raw[rows], tile)
+        deviation_simd.compare(
+            tile, bits[rows], values[rows], fmt.weights, errors[rows], sums[rows], max_abs[rows], worst[rows]
+        )
     return sums, max_abs, worst
 
 
@@ -109,33 +101,49 @@ def nearest(raw: Array, fmt: str | Format, x: Array, reference: bool = False) ->
     x      : [R, n] float32, finite: the source
     return : [R, NB] NEAREST: off codes of the block, far: the largest distance in code steps
 
-    Raises: ValueError for a format without codes; ValueError or TypeError for shapes and types that do not
-    fit.
+    Raises: ValueError for a format without codes, or whose codes do not follow from its scales (not ruled);
+    ValueError or TypeError for shapes and types that do not fit.
     """
     fmt = find_codec(fmt)
     if fmt.weights == 1:
         raise ValueError(f"{fmt.name} has no codes")
+    if not fmt.ruled:
+        raise ValueError(f"{fmt.name} has no rule: its codes do not follow from its scales")
     _check_rows(raw, fmt, x, (np.dtype(np.float32),))
     blocks = np.zeros((len(x), x.shape[1] // fmt.weights), NEAREST)
     if not x.size:
         return blocks
     raw, x = np.ascontiguousarray(raw), np.ascontiguousarray(x)
     if reference:
-        from refimpl.quants.rounding import measure_codes
-
+        measure = find_reference(fmt).measure_codes
         with np.errstate(all="ignore"):
-            steps = measure_codes(raw.view(fmt.block).reshape(-1), fmt, x.reshape(-1, fmt.weights))
+            steps = measure(raw.view(fmt.block).reshape(-1), x.reshape(-1, fmt.weights))
         blocks["off"] = np.count_nonzero(steps, 1).reshape(blocks.shape)
         blocks["far"] = steps.max(1).reshape(blocks.shape)
         return blocks
     off, far = np.empty(blocks.shape, np.uint16), np.empty(blocks.shape, np.uint8)
-    import_module(KERNELS["nearest"][fmt.name]).nearest(raw, fmt.id, fmt.weights, x, off, far)
+    find_kernel(fmt, "check_codes")(raw, x, off, far)
     blocks["off"], blocks["far"] = off, far
     return blocks
 
 
+def read_scales(raw: Array, fmt: str | Format) -> NDArray[np.float32]:
+    """Read the scales from which all weights of a block derive: d, or what the format has in its place.
+
+    raw    : [R, bytes] uint8
+    return : [R, NB, S] float32, S scales that share the block's weights evenly, in their order
+    """
+    fmt = find_codec(fmt)
+    _check_raw(raw, fmt)
+    blocks = np.ascontiguousarray(raw).view(fmt.block)
+    if "d" in (fmt.block.names or ()) and fmt.block["d"] == np.dtype("<f2"):
+        return decode_half(blocks["d"].view(np.uint16))[..., None]
+    scales: NDArray[np.float32] = find_reference(fmt).read_scales(blocks.reshape(-1))
+    return scales.reshape(*blocks.shape, -1)
+
+
 def scale_defects(raw: Array, fmt: str | Format) -> NDArray[np.bool_]:
-    """Find blocks whose d or dmin is NaN or infinite; for float formats the weights that are.
+    """Find blocks of which a scale (d, dmin, ...) is NaN or infinite; for float formats the weights that are.
 
     raw    : [R, bytes] uint8
     return : [R, NB] bool
@@ -147,8 +155,11 @@ def scale_defects(raw: Array, fmt: str | Format) -> NDArray[np.bool_]:
         return blocks & 0x7F80 == 0x7F80
     if fmt.weights == 1:
         return ~np.isfinite(blocks)
-    defects = ~np.isfinite(blocks["d"])
-    return defects | ~np.isfinite(blocks["dmin"]) if "dmin" in (fmt.block.names or ()) else defects
+    defects = np.asarray(~np.isfinite(read_scales(raw, fmt)).all(-1))
+    for name in fmt.block.names or ():
+        if fmt.block[name] == np.dtype("<f2"):
+            defects |= ~np.isfinite(blocks[name])
+    return defects
 
 
 def _check_raw(raw: Any, fmt: Format) -> None:

@@ -1,4 +1,4 @@
-"""Decode and compare in one pass, block by block in L1: the twin of deviation.py.
+"""Compare decoded weights with their source: the twin of deviation.py.
 
 The source comes as bf16 bits or as float32: two arrays of which one is [0, 0].
 """
@@ -10,32 +10,14 @@ from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import decode_bf16
 from refimpl.arith.jit import jit
-from refimpl.quants import q4_k_jit, q5_0_jit, q6_k_jit, q8_0_jit
-from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 Integers = NDArray[np.int32]
 
 LANES = 32
-Q8_0_ID, Q5_0_ID, Q4_K_ID, Q6_K_ID = Q8_0.id, Q5_0.id, Q4_K.id, Q6_K.id
-MOST = 256  # weights of a block, at most
 ZERO = np.float32(0)
-
-
-@jit
-def decode_block(id: int, block: Bytes, codes: Bytes, y: Floats) -> None:
-    """Decode one block of the format with this id. codes : [256] uint8, scratch; y : [weights], written."""
-    if id == Q8_0_ID:
-        q8_0_jit.dequantize_block(block, y)
-    elif id == Q5_0_ID:
-        q5_0_jit.dequantize_block(block, codes, y)
-    elif id == Q4_K_ID:
-        q4_k_jit.dequantize_block(block, y)
-    elif id == Q6_K_ID:
-        q6_k_jit.dequantize_block(block, codes, y)
 
 
 @jit
@@ -91,34 +73,30 @@ def add_block(
 
 @jit
 def compare(
-    raw: Bytes,
-    id: int,
-    weights: int,
+    y: Floats,
     bits: Words,
     values: Floats,
+    weights: int,
     sse: Doubles,
     sums: Doubles,
     max_abs: Floats,
     worst: Integers,
 ) -> None:
-    """Compare rows of blocks with their source.
+    """Compare decoded rows with their source.
 
-    raw     : [R, bytes] uint8; id and weights are the format's
+    y       : [R, n] float32
     bits    : [R, n] uint16, the source in bf16, or [0, 0]
     values  : [R, n] float32, the source in float32, or [0, 0]
+    weights : of a block
     sse     : [R, NB] float64 or [0, 0], written: sum of d^2 of each block
     sums    : [R, 3] float64, max_abs : [R] float32, worst : [R] int32, all written: see deviation.summarize
     """
-    y, s, codes = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.uint8)
-    lanes = np.empty((2, LANES), np.float64)
-    blocks = max(bits.shape[1], values.shape[1]) // weights
-    size = raw.shape[1] // blocks
-    for r in range(raw.shape[0]):
+    s, lanes = np.empty(weights, np.float32), np.empty((2, LANES), np.float64)
+    for r in range(y.shape[0]):
         sums[r, 0], sums[r, 1], max_abs[r] = 0.0, 0.0, ZERO
-        for b in range(blocks):
-            decode_block(id, raw[r, b * size : (b + 1) * size], codes, y[:weights])
-            load_source(bits, values, r, b * weights, s[:weights])
-            error, square, largest = measure(y[:weights], s[:weights], lanes)
+        for b in range(y.shape[1] // weights):
+            load_source(bits, values, r, b * weights, s)
+            error, square, largest = measure(y[r, b * weights : (b + 1) * weights], s, lanes)
             if sse.size > 0:
                 sse[r, b] = error
             add_block(error, square, largest, r, b, sums, max_abs, worst)

@@ -1,11 +1,9 @@
-"""Decode and compare with the source on explicit vectors: the bits of deviation_jit at memory speed.
+"""Compare decoded weights with their source on explicit vectors: the bits of deviation_jit at memory speed.
 
-A tile of rows is decoded into a buffer that stays in the second-level cache, and compared there. 32 float64
-lanes add d² and x², lane l the weights l, l + 32, … of a block; halves are then added until one lane is left.
+32 float64 lanes add d² and x², lane l the weights l, l + 32, … of a block; halves are then added until one lane
+is left.
 """
 
-from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,39 +13,24 @@ from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum
 from refimpl.arith.simd_lanes import as_float32, convert, first, high_half, low_half
 from refimpl.arith.simd_memory import load, prefetch
-from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
 from refimpl.quants.search_simd import find_largest
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Bytes = NDArray[np.uint8]
-
-TILE = 1 << 16  # weights decoded at a time
-DECODERS = MappingProxyType({f.id: f"refimpl.quants.{f.name}_simd" for f in (Q4_K, Q5_0, Q6_K, Q8_0)})
 
 
 def compare(
-    raw: Bytes,
-    id: int,
-    weights: int,
+    y: Floats,
     bits: NDArray[np.uint16],
     values: Floats,
+    weights: int,
     sse: Doubles,
     sums: Doubles,
     max_abs: Floats,
     worst: NDArray[np.int32],
 ) -> None:
-    """Compare rows of blocks with their source: the arguments and results of deviation_jit.compare."""
-    source: NDArray[Any] = bits if bits.size else values
-    n, step = source.shape[1], max(1, TILE // source.shape[1])
-    room = np.empty(min(step, len(raw)) * n + 16, np.float32)
-    start = -room.ctypes.data % 64 // 4
-    decode = import_module(DECODERS[id]).dequantize
-    for row in range(0, len(raw), step):
-        rows = slice(row, min(row + step, len(raw)))
-        tile = room[start : start + (rows.stop - row) * n].reshape(-1, n)
-        decode(raw[rows], tile)
-        measure(tile, source[rows], weights, sse[rows], sums[rows], max_abs[rows], worst[rows])
+    """Compare decoded rows with their source: the arguments and results of deviation_jit.compare."""
+    measure(y, bits if bits.size else values, weights, sse, sums, max_abs, worst)
 
 
 @jit

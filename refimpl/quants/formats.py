@@ -1,23 +1,46 @@
 """The table of block formats: the only list of types. Sizes derive from the layout, never the reverse.
 
-Ids and field names are ggml's (ggml-common.h, ggml.h), so that the C can be read side by side.
+Ids and field names are ggml's (ggml-common.h, ggml.h), so that the C can be read side by side. Each format with
+scales has the modules X.py (the definition) and X_jit.py (portable kernels), and X_simd.py for the jobs that
+its row calls tuned; they are found by the format's name and imported when they are needed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
+
+CODEC = ("quantize", "dequantize")
+JOBS = (*CODEC, "check_codes")
 
 
 @dataclass(frozen=True)
 class Format:
-    """One tensor type: `weights` weights are stored in one record of dtype `block`."""
+    """One tensor type: `weights` weights are stored in one record of dtype `block`.
+
+    tuned       : the JOBS that X_simd.py does; X_jit.py does the others
+    ruled       : do the codes follow from the stored scales (X.measure_codes), whatever search found those?
+    weighed     : does an imatrix change what the encoder writes?
+    steps       : the width of the range of values, in (the widest) steps from one code to the next
+    error_limit : times the plain encoder's squared error that another search explains for one block; files
+                  that llama-quantize made with an imatrix come to 50 times (k-quants: 20) where one column in
+                  a hundred has 10,000 times the others' importance, to 290 (130) times at 10,000,000; below
+                  what a block of other weights costs, so that it is found out where codes do not tell
+    """
 
     id: int
     name: str
     weights: int
     block: np.dtype
+    tuned: tuple[str, ...] = ()
+    ruled: bool = True
+    weighed: bool = True
+    steps: int = 0
+    error_limit: float = 100.0
 
     @property
     def bits(self) -> float:
@@ -40,14 +63,43 @@ def _block(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype:
     return np.dtype(list(fields))
 
 
-F32 = Format(0, "f32", 1, np.dtype("<f4"))
-F16 = Format(1, "f16", 1, np.dtype("<f2"))
-BF16 = Format(30, "bf16", 1, np.dtype("<u2"))
-Q5_0 = Format(6, "q5_0", 32, _block(("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)))
-Q8_0 = Format(8, "q8_0", 32, _block(("d", "<f2"), ("qs", "i1", 32)))
-Q4_K = Format(12, "q4_k", 256, _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)))
+F32 = Format(0, "f32", 1, np.dtype("<f4"), weighed=False)
+F16 = Format(1, "f16", 1, np.dtype("<f2"), weighed=False)
+BF16 = Format(30, "bf16", 1, np.dtype("<u2"), weighed=False)
+Q5_0 = Format(
+    6,
+    "q5_0",
+    32,
+    _block(("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)),
+    tuned=CODEC,
+    steps=31,
+    error_limit=400.0,
+)
+Q8_0 = Format(
+    8,
+    "q8_0",
+    32,
+    _block(("d", "<f2"), ("qs", "i1", 32)),
+    tuned=CODEC,
+    weighed=False,
+    steps=254,
+    error_limit=25.0,
+)
+Q4_K = Format(
+    12,
+    "q4_k",
+    256,
+    _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)),
+    tuned=JOBS,
+    steps=15,
+)
 Q6_K = Format(
-    14, "q6_k", 256, _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
+    14,
+    "q6_k",
+    256,
+    _block(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")),
+    tuned=JOBS,
+    steps=63,
 )
 
 # The codebook types: a group of 4 or 8 weights is the number of a point of a grid (grids.py).
@@ -74,12 +126,39 @@ formats = MappingProxyType({f.name: f for f in (F32, F16, BF16, Q5_0, Q8_0, Q4_K
 by_id = MappingProxyType({f.id: f for f in formats.values()})
 
 
+class Parts(NamedTuple):
+    """A format's blocks taken apart into sub-blocks that share a scale: w = step * code - offset.
+
+    scales, mins : [N, S] integers that multiply d and dmin, or None where the format has none
+    step, offset : [N, S] float32; offset None: 0
+    codes        : [N, weights] integers: what the step multiplies, so the table's entry where there is a table
+    """
+
+    scales: Any
+    mins: Any
+    step: Any
+    offset: Any
+    codes: Any
+
+
 def find_codec(fmt: str | Format) -> Format:
     """The format of that name, if refimpl encodes and decodes it. Raises ValueError where it does not."""
     name = fmt.name if isinstance(fmt, Format) else fmt
     if name not in formats:
         raise ValueError(f"no codec for format {name!r}; there are {', '.join(formats)}")
     return formats[name]
+
+
+def find_reference(fmt: Format) -> ModuleType:
+    """The module X.py of a format with scales."""
+    return import_module(f"refimpl.quants.{fmt.name}")
+
+
+def find_kernel(fmt: Format, job: str) -> Callable[..., Any]:
+    """The function that does one of JOBS for a format with scales, tuned or portable."""
+    module = import_module(f"refimpl.quants.{fmt.name}_{'simd' if job in fmt.tuned else 'jit'}")
+    kernel: Callable[..., Any] = getattr(module, job)
+    return kernel
 
 
 @cache

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, nearest_int
 from refimpl.arith.sums import add_up
-from refimpl.quants.formats import Q4_K
+from refimpl.quants.formats import Q4_K, Parts
 from refimpl.quants.search import fit_positive, fit_scale_min
 
 Records = NDArray[Any]
@@ -106,6 +106,27 @@ def round_codes(x: Floats, step: Floats, offset: Floats) -> Codes:
     """
     subs = x.reshape(-1, SUBS, SUB)
     return np.clip(nearest_int((subs + offset[..., None]) / step[..., None]), 0, 15)
+
+
+def take_apart(blocks: Records) -> Parts:
+    """Take blocks apart for display. blocks : [N] Q4_K records."""
+    return Parts(*unpack_scales(blocks["scales"]), *scale_subs(blocks), unpack_codes(blocks["qs"]))
+
+
+def measure_codes(blocks: Records, x: Floats) -> Codes:
+    """Measure how many steps each stored code lies from the nearest under the stored scales.
+
+    The encoder ends by rounding to the nearest, whatever search found the scales. A sub-block whose step is 0
+    decodes to one value whatever its codes: none of them counts as off.
+
+    blocks : [N] Q4_K records
+    x      : [N, 256] float32, finite: the source
+    return : [N, 256] int32 >= 0
+    """
+    step, offset = scale_subs(blocks)
+    stored = unpack_codes(blocks["qs"]).reshape(-1, SUBS, SUB).astype(np.int32)
+    far = np.abs(stored - round_codes(x, step, offset))
+    return np.where((step == 0)[..., None], 0, far).reshape(x.shape)
 
 
 def weigh_plain(subs: Floats) -> Floats:

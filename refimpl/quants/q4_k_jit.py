@@ -175,3 +175,32 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
             if imatrix.shape[0] > 0:
                 importance = imatrix[r // rows_per_expert, at:end]
             quantize_block(x[r, at:end], importance, out[r, b * BYTES : (b + 1) * BYTES], codes, weights)
+
+
+@jit
+def check_block(block: Bytes, x: Floats) -> Any:
+    """Check one block. block : [144] uint8; x : [256] float32; return : codes off, largest distance."""
+    off, far = 0, 0
+    for j in range(SUBS):
+        step, offset = scale_sub(block, j)
+        if step == ZERO:
+            continue
+        for i in range(SUB):
+            code = round_code((x[j * SUB + i] + offset) / step, 0, 15)
+            stored = int(block[QS + j // 2 * SUB + i]) >> j % 2 * 4 & 15
+            distance = abs(stored - code)
+            off += distance != 0
+            far = max(far, distance)
+    return off, far
+
+
+@jit
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count the codes of each block that are not the encoder's. raw : [R, bytes] uint8; x : [R, n] float32.
+
+    off : [R, NB] uint16, written: how many; far : [R, NB] uint8, written: the largest distance in code steps
+    """
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * BYTES : (b + 1) * BYTES], x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            off[r, b], far[r, b] = check_block(block, group)

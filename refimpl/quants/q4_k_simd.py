@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import Lanes, Scratch, inlined, maximum, minimum, select
+from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
 from refimpl.arith.simd_lanes import convert, decode_half, first, high_half, mask_bits, reinterpret
 from refimpl.arith.simd_memory import fence, get, load, prefetch, put, stack, store
 from refimpl.quants import fallback_simd, q4_k_jit
 from refimpl.quants.formats import Q4_K
+from refimpl.quants.rounding_simd import add_lanes, note
 from refimpl.quants.scale_min_simd import (
     BOTH,
     Search,
@@ -23,7 +24,7 @@ from refimpl.quants.scale_min_simd import (
     weigh_by_imatrix,
     weigh_plain,
 )
-from refimpl.quants.search_simd import ZERO, gather, is_streamed, nearest, put_weights
+from refimpl.quants.search_simd import ZERO, find_largest, gather, is_streamed, nearest, put_weights
 from refimpl.quants.six_bit_simd import (
     TOGETHER,
     Scales,
@@ -175,3 +176,21 @@ def read_scales(raw: Bytes, at: int, steps: Scratch, offsets: Scratch) -> None:
     scales, mins = unpack_scales(raw, at + 4)
     store(steps, 0, first(d) * convert(scales, np.float32))
     store(offsets, 0, first(high_half(d)) * convert(mins, np.float32))
+
+
+@jit
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """raw [R, bytes] uint8, x [R, n] float32 -> off [R, NB] uint16: how many; far [R, NB] uint8: how far."""
+    steps, offsets = stack(np.float32, 8), stack(np.float32, 8)
+    for block in range(off.size):
+        at = block * BYTES
+        read_scales(raw, at, steps, offsets)
+        count, most = fill(np.uint8(0), 32), fill(np.uint8(0), 32)
+        for j in range(8):
+            step = get(steps, j)
+            if step != ZERO:  # a zero scale keeps any codes
+                stored = (load(raw, at + QS + j // 2 * 32, 32) >> np.uint8(j % 2 * 4)) & np.uint8(15)
+                code = convert(round_codes(x, block * 256 + j * 32, step, get(offsets, j)), np.uint8)
+                count, most = note(stored, code, count, most)
+        put(off, block, np.uint16(add_lanes(convert(count, np.int32))))
+        put(far, block, first(find_largest(most)))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, truncate
 from refimpl.arith.sums import add_up
-from refimpl.quants.formats import Q5_0
+from refimpl.quants.formats import Q5_0, Parts
+from refimpl.quants.rounding import measure_trials
 from refimpl.quants.search import find_peak, fit_scale
 
 Records = NDArray[Any]
@@ -58,6 +59,25 @@ def round_codes(x: Floats) -> tuple[Floats, Codes]:
     shifted = x * inverse[:, None] + np.float32(16.5)  # REF_RND
     byte = truncate(shifted) & 255  # as int8, so that 128 and above are negative and stay under 31
     return d, np.where(byte < 128, np.minimum(byte, 31), byte).astype(np.int32) & 31
+
+
+def take_apart(blocks: Records) -> Parts:
+    """Take blocks apart for display. blocks : [N] Q5_0 records."""
+    step = decode_half(blocks["d"].view(np.uint16))[:, None]
+    return Parts(None, None, step, None, unpack_codes(blocks) - 16)
+
+
+def measure_codes(blocks: Records, x: Floats) -> Codes:
+    """Measure how many steps each stored code lies from the encoder's: the plain rule's or a trial scale's.
+
+    A block whose d is 0 decodes to zeros whatever its codes: none of them counts as off.
+
+    blocks : [N] Q5_0 records
+    x      : [N, 32] float32, finite: the source
+    return : [N, 32] int32 >= 0
+    """
+    far = measure_trials(unpack_codes(blocks), x, 16, *round_codes(x))
+    return np.where((blocks["d"] == 0)[:, None], 0, far)
 
 
 def weigh(x: Floats, imatrix: Floats) -> Floats:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from refimpl.arith.bits_jit import decode_half, encode_half, truncate
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import Q5_0
+from refimpl.quants.rounding_jit import check_trials
 from refimpl.quants.search_jit import find_peak, fit_scale
 
 Floats = NDArray[np.float32]
@@ -104,3 +105,26 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
             half = encode_half(d)
             block[0], block[1] = half & 255, half >> 8
             pack_codes(codes, block)
+
+
+@jit
+def check_block(block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
+    """Check one block. block : [22] uint8; x : [32] float32; return : codes off, largest distance."""
+    if decode_half(int(block[0]) | int(block[1]) << 8) == ZERO:
+        return 0, 0
+    unpack_codes(block, stored)
+    d = round_plain(x, codes)
+    return check_trials(stored, x, 16, d, codes)
+
+
+@jit
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count the codes of each block that are not the encoder's. raw : [R, bytes] uint8; x : [R, n] float32.
+
+    off : [R, NB] uint16, written: how many; far : [R, NB] uint8, written: the largest distance in code steps
+    """
+    stored, codes = np.empty(WEIGHTS, np.uint8), np.empty(WEIGHTS, np.uint8)
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * BYTES : (b + 1) * BYTES], x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            off[r, b], far[r, b] = check_block(block, group, stored, codes)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, nearest_int
-from refimpl.quants.formats import Q6_K
+from refimpl.quants.formats import Q6_K, Parts
 from refimpl.quants.search import EPSILON, fit_scale
 
 Records = NDArray[Any]
@@ -84,6 +84,26 @@ def round_codes(x: Floats, step: Floats) -> Codes:
     """
     subs = x.reshape(-1, SUBS, SUB)
     return np.clip(nearest_int(subs / step[..., None]), -32, 31) + 32
+
+
+def take_apart(blocks: Records) -> Parts:
+    """Take blocks apart for display. blocks : [N] Q6_K records."""
+    return Parts(blocks["scales"], None, scale_subs(blocks), None, unpack_codes(blocks) - 32)
+
+
+def measure_codes(blocks: Records, x: Floats) -> Codes:
+    """Measure how many steps each stored code lies from the nearest under the stored scales.
+
+    The encoder ends by rounding to the nearest, whatever search found the scales. A sub-block whose step is 0
+    decodes to zeros whatever its codes: none of them counts as off.
+
+    blocks : [N] Q6_K records
+    x      : [N, 256] float32, finite: the source
+    return : [N, 256] int32 >= 0
+    """
+    step = scale_subs(blocks)
+    far = np.abs(unpack_codes(blocks).reshape(-1, SUBS, SUB) - round_codes(x, step))
+    return np.where((step == 0)[..., None], 0, far).reshape(x.shape)
 
 
 def quantize(x: Floats, imatrix: Floats | None = None) -> Records:

@@ -25,6 +25,7 @@ from refimpl.arith.simd_lanes import (
 from refimpl.arith.simd_memory import fence, get, load, prefetch, put, stack, store, transpose16
 from refimpl.quants import fallback_simd, q6_k_jit
 from refimpl.quants.formats import Q6_K
+from refimpl.quants.rounding_simd import add_lanes, note
 from refimpl.quants.scale_simd import BOTH, LANES, allocate, search
 from refimpl.quants.search_simd import TINY, ZERO, gather, is_streamed, nearest, put_weights
 
@@ -194,3 +195,23 @@ def scale(steps: Scratch, j: int, codes: Lanes, out: Floats, i: int, streamed: b
     signed = convert(convert(reinterpret(codes, np.int8) - np.int8(32), np.int32), np.float32)
     put_weights(out, i, get(steps, j) * low_half(signed), streamed)
     put_weights(out, i + 16, get(steps, j + 1) * high_half(signed), streamed)
+
+
+@jit
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """raw [R, bytes] uint8, x [R, n] float32 -> off [R, NB] uint16: how many; far [R, NB] uint8: how far."""
+    steps = stack(np.float32, 16)
+    for block in range(off.size):
+        at = block * BYTES
+        read_scales(raw, at, steps)
+        count, most = fill(np.uint8(0), 16), fill(np.uint8(0), 16)
+        for half in range(2):
+            stored = read_half(raw, at + 64 * half, at + QH + 32 * half)
+            codes = round_half(x, block * 256 + 128 * half, steps, 8 * half)
+            for k in range(4):
+                if get(steps, 8 * half + 2 * k) != ZERO:  # a zero scale keeps any codes
+                    count, most = note(low_half(stored[k]), low_half(codes[k]), count, most)
+                if get(steps, 8 * half + 2 * k + 1) != ZERO:
+                    count, most = note(high_half(stored[k]), high_half(codes[k]), count, most)
+        put(off, block, np.uint16(add_lanes(convert(join(count, fill(np.uint8(0), 16)), np.int32))))
+        put(far, block, first(find_largest(most)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, round_half_away, truncate
-from refimpl.quants.formats import Q8_0
+from refimpl.quants.formats import Q8_0, Parts
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
@@ -44,6 +44,21 @@ def round_codes(x: Floats) -> tuple[Floats, NDArray[np.int32]]:
     inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
     codes = truncate(round_half_away(x * inverse[:, None])) & 255
     return d, np.where(codes > 127, codes - 256, codes)
+
+
+def take_apart(blocks: Records) -> Parts:
+    """Take blocks apart for display. blocks : [N] Q8_0 records."""
+    return Parts(None, None, decode_half(blocks["d"].view(np.uint16))[:, None], None, blocks["qs"])
+
+
+def measure_codes(blocks: Records, x: Floats) -> NDArray[np.int32]:
+    """Measure how many steps each stored code lies from the encoder's: there is one rule and no search.
+
+    blocks : [N] Q8_0 records
+    x      : [N, 32] float32, finite: the source
+    return : [N, 32] int32 >= 0
+    """
+    return np.abs(blocks["qs"].astype(np.int32) - round_codes(x)[1])
 
 
 def quantize(x: Floats, imatrix: Floats | None = None) -> Records:

@@ -67,3 +67,28 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     for r in range(x.shape[0]):
         for b in range(x.shape[1] // WEIGHTS):
             quantize_block(x[r, b * WEIGHTS : (b + 1) * WEIGHTS], out[r, b * BYTES : (b + 1) * BYTES])
+
+
+@jit
+def check_block(block: Bytes, x: Floats) -> Any:
+    """Check one block. block : [34] uint8; x : [32] float32; return : codes off, largest distance."""
+    off, far = 0, 0
+    _, inverse = choose_step(x)
+    for i in range(x.size):
+        stored, code = int(block[QS + i]), round_code(x[i], inverse)
+        distance = abs(stored - (stored & 128) * 2 - (code - (code & 128) * 2))
+        off += distance != 0
+        far = max(far, distance)
+    return off, far
+
+
+@jit
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count the codes of each block that are not the encoder's. raw : [R, bytes] uint8; x : [R, n] float32.
+
+    off : [R, NB] uint16, written: how many; far : [R, NB] uint8, written: the largest distance in code steps
+    """
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * BYTES : (b + 1) * BYTES], x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            off[r, b], far[r, b] = check_block(block, group)

@@ -22,7 +22,7 @@ BYTES = {
     "exact": "every block's bytes are the reference encoder's, build {build}",
     "rounded": "every code is nearest under the stored scales; the scales come from an imatrix or a search "
     "we were not given",
-    "equivalent": "another quantizer: codes within one step of the nearest, error within the format's range",
+    "equivalent": "another quantizer: error within the format's range, codes within a step of the nearest or unproven",
 }
 
 

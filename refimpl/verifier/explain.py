@@ -16,8 +16,7 @@ from refimpl.files import source as model_files
 from refimpl.files.gguf import Gguf
 from refimpl.files.safetensors import Checkpoint
 from refimpl.files.source import Tensor
-from refimpl.quants import q4_k, q5_0, q6_k
-from refimpl.quants.formats import formats
+from refimpl.quants.formats import find_reference, formats
 from refimpl.verifier.experts import map_experts
 from refimpl.verifier.job import PER_EXPERT, Job, Task
 from refimpl.verifier.requantize import widen
@@ -168,20 +167,24 @@ def _fields(t: Tensor, raw: NDArray[np.uint8], want: NDArray[np.uint8] | None) -
         dtype, start = block.fields[name][:2]  # type: ignore[index]
         stored = raw[0, start : start + dtype.itemsize]
         expected = None if want is None else want[0, start : start + dtype.itemsize].tobytes().hex()
-        said.append(Field(name, start, stored.tobytes().hex(), expected, _meaning(name, stored)))
+        said.append(Field(name, start, stored.tobytes().hex(), expected, _meaning(name, dtype, stored)))
     return said
 
 
-def _meaning(name: str, stored: NDArray[np.uint8]) -> str:
-    if name in ("d", "dmin"):
-        what = "scale of the scales" if name == "d" else "scale of the mins"
-        return f"{what}, fp16: {float(decode_half(stored.view(np.uint16))[0]):.6g}"
-    return {
-        "scales": "scales (and mins) of the sub-blocks",
-        "qs": "codes",
-        "ql": "codes, lower bits",
-        "qh": "codes, upper bits",
-    }[name]
+FP16_FIELDS = {"d": "scale, or scale of the scales", "dmin": "scale of the mins", "m": "min"}
+FIELDS = {
+    "d": "scales of the sub-blocks",
+    "scales": "scales (and mins) of the sub-blocks",
+    "qs": "codes",
+    "ql": "codes, lower bits",
+    "qh": "codes, upper bits",
+}
+
+
+def _meaning(name: str, dtype: np.dtype[Any], stored: NDArray[np.uint8]) -> str:
+    if dtype == np.dtype("<f2"):
+        return f"{FP16_FIELDS.get(name, name)}, fp16: {float(decode_half(stored.view(np.uint16))[0]):.6g}"
+    return FIELDS.get(name, name)
 
 
 def _subs(t: Tensor, raw: NDArray[np.uint8], x: NDArray[np.float32] | None) -> list[Sub]:
@@ -189,33 +192,21 @@ def _subs(t: Tensor, raw: NDArray[np.uint8], x: NDArray[np.float32] | None) -> l
     if t.format.block.names is None:
         return []
     record = raw.reshape(-1).view(t.format.block)
-    scales: NDArray[Any] | None = None
-    mins: NDArray[Any] | None = None
-    if t.format.name == "q4_k":
-        scales, mins = q4_k.unpack_scales(record["scales"])
-        step, offset = q4_k.scale_subs(record)
-        codes = q4_k.unpack_codes(record["qs"]).astype(int)
-    elif t.format.name == "q6_k":
-        scales, step = record["scales"], q6_k.scale_subs(record)
-        offset = np.zeros_like(step)
-        codes = q6_k.unpack_codes(record).reshape(1, -1).astype(int) - 32
-    else:
-        step = decode_half(record["d"].view(np.uint16))[:, None]
-        offset = np.zeros_like(step)
-        codes = (q5_0.unpack_codes(record) - 16 if t.format.name == "q5_0" else record["qs"]).astype(int)
-    count = step.shape[1]
-    parts = codes.reshape(count, -1)
+    parts = find_reference(t.format).take_apart(record)
+    offset = np.zeros_like(parts.step) if parts.offset is None else parts.offset
+    count = parts.step.shape[1]
+    codes = parts.codes.astype(int).reshape(count, -1)
     error = None
     if x is not None:
         with np.errstate(invalid="ignore", over="ignore"):
             error = (quants.dequantize(raw, t.format).astype(np.float64) - x).reshape(count, -1)
     return [
         Sub(
-            scale=None if scales is None else int(scales[0, j]),
-            min=None if mins is None else int(mins[0, j]),
-            step=float(step[0, j]),
+            scale=None if parts.scales is None else int(parts.scales[0, j]),
+            min=None if parts.mins is None else int(parts.mins[0, j]),
+            step=float(parts.step[0, j]),
             offset=float(offset[0, j]),
-            codes=parts[j].tolist(),
+            codes=codes[j].tolist(),
             rmse=None if error is None else float(np.sqrt(np.square(error[j]).mean())),
         )
         for j in range(count)

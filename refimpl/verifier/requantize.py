@@ -6,10 +6,11 @@ A unit is some rows of one expert (or of one plain tensor). Blocks whose bytes e
     nan     a scale of the block is NaN or Inf
     zero    d = 0 although the source block is not zero and the plain encoder's d is not
     scale   no importances make the encoder store this d with these codes (Q5_0, whose codes do not follow d)
-    error   its squared error exceeds its ERROR_LIMIT times the plain encoder's, and what even steps cost any block
+    error   its squared error exceeds error_limit times the plain encoder's, and what even steps cost any block
     far     a code lies two or more steps from the nearest under the stored scales
     off     a code lies one step from the nearest under the stored scales
     search  every code is nearest: another scale search (an imatrix, another build) made this block
+    unruled the format's codes do not follow from its scales: the block's error is bounded, its codes are unproven
 """
 
 import math
@@ -23,16 +24,7 @@ from refimpl.quants import q5_0
 from refimpl.quants.formats import Format
 from refimpl.verifier.job import Task
 
-CLASSES = ("nan", "zero", "scale", "error", "far", "off", "search")
-# Times the plain encoder's squared error. llama-quantize's own blocks come to 50 (k-quants: 20) times where one
-# column in a hundred has 10,000 times the others' importance, to 290 (130) times at 10,000,000.
-ERROR_LIMIT = {"q4_k": 100.0, "q6_k": 100.0, "q5_0": 400.0, "q8_0": 25.0}
-# Squared error over squared source that even steps between the largest and the smallest weight cost a block
-# whose weights are +-r: (2r / steps)^2 / 12 / r^2. Blocks that the plain encoder happens to hit (one value, two
-# values, mostly zeros) are measured against this: any other search misses them by far more than the limit.
-EVEN_STEPS = {
-    name: 1 / (3 * steps**2) for name, steps in {"q4_k": 15, "q5_0": 31, "q6_k": 63, "q8_0": 254}.items()
-}
+CLASSES = ("nan", "zero", "scale", "error", "far", "off", "search", "unruled")
 KEEP = 8  # blocks remembered per class and expert; the counts go on
 EXACT = frozenset({"f32", "f16", "bf16"})  # unquantized: copied or not
 
@@ -128,6 +120,15 @@ def _larger(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
+def even_error(fmt: Format) -> float:
+    """Squared error over squared source that even steps from the largest to the smallest weight cost a block.
+
+    (2r / steps)^2 / 12 / r^2 where the weights are +-r. Blocks that the plain encoder happens to hit (one value,
+    two values, mostly zeros) are measured against this: any other search misses them by far more than the limit.
+    """
+    return 1 / (3 * fmt.steps**2) if fmt.steps else 0.0
+
+
 def check_rows(
     raw: NDArray[np.uint8],
     fmt: Format,
@@ -205,11 +206,14 @@ def _count_floats(
         tally.suspects["error"].append(_suspect(int(i), first_block, flat, wanted))
 
 
-def zeroed(raw: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Blocks whose d is 0 although their source is not: [R, NB]."""
-    d = raw.view(fmt.block)["d"].reshape(len(x), -1)
-    zero: NDArray[np.bool_] = (d == 0) & (x.reshape(*d.shape, fmt.weights) != 0).any(axis=2)
-    return zero
+def zeroed(
+    raw: NDArray[np.uint8], plain: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Blocks with a scale of 0 over weights that are not, where the plain encoder's scale is none: [R, NB]."""
+    have, want = quants.read_scales(raw, fmt), quants.read_scales(plain, fmt)
+    weights = (x.reshape(*have.shape, -1) != 0).any(axis=3)
+    found: NDArray[np.bool_] = ((have == 0) & (want != 0) & weights).any(axis=2)
+    return found
 
 
 def misfits(raw: NDArray[np.uint8], fmt: Format, x: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -269,17 +273,17 @@ def _classify_blocks(
     quants.compare(plain, fmt, source, sse=sse_plain)
     tally.rows["differ"].append(np.where(differ, sse, 0).sum(axis=1))
     tally.rows["plain"].append(np.where(differ, sse_plain, 0).sum(axis=1))
-    even = EVEN_STEPS[fmt.name] * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
+    even = even_error(fmt) * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sse > sse_plain, sse / sse_plain, np.where(sse <= sse_plain, 1.0, np.inf))
-    near = quants.nearest(raw, fmt, x)
+    near = quants.nearest(raw, fmt, x) if fmt.ruled else np.zeros(differ.shape, quants.NEAREST)
 
-    kind = np.full(differ.shape, CLASSES.index("search"))
+    kind = np.full(differ.shape, CLASSES.index("search" if fmt.ruled else "unruled"))
     kind[near["off"] > 0] = CLASSES.index("off")
     kind[near["far"] > 1] = CLASSES.index("far")
-    kind[(ratio > ERROR_LIMIT[fmt.name]) & ~(sse <= even)] = CLASSES.index("error")
+    kind[(ratio > fmt.error_limit) & ~(sse <= even)] = CLASSES.index("error")
     kind[misfits(raw, fmt, x)] = CLASSES.index("scale")
-    kind[zeroed(raw, fmt, x) & ~zeroed(plain, fmt, x)] = CLASSES.index("zero")
+    kind[zeroed(raw, plain, fmt, x)] = CLASSES.index("zero")
     kind[quants.scale_defects(raw, fmt)] = CLASSES.index("nan")
     tally.ratio = float(ratio[differ].max())
     raw, want = raw.reshape(-1, size), want[rows].reshape(-1, size)

@@ -53,6 +53,8 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
             elif RANK[said] > RANK["equivalent"] or fmt.name in EXACT:
                 changed = said == "degraded" and sporadic
                 findings += verdict.describe_damage(tally, task.tensor, expert, changed)
+            elif tally.counts["unruled"]:
+                findings.append(verdict.describe_doubt(tally, task.tensor, expert))
             findings += _source_defects(job, task, tally, expert)
             experts.append(_expert_result(task, expert, tally, said, fit))
             whole.merge(tally)
@@ -105,7 +107,7 @@ def _is_own(job: Job, tasks: list[Task], tallies: Tallies) -> bool:
 
     Another build or an imatrix shows all over the file; an F16 source has dropped the smallest weights.
     """
-    quantized = [t.tensor for t in tasks if t.tensor.format.name not in EXACT | verdict.NO_SEARCH]
+    quantized = [t.tensor for t in tasks if t.tensor.format.weighed]
     odd = sum(any(part.differ for part in tallies[tensor.name].values()) for tensor in quantized)
     halves = any(t.format.name == "f16" for t in job.source.tensors.values())
     return odd <= max(1, len(quantized) // 10) and not halves

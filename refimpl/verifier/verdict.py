@@ -3,7 +3,9 @@
 exact       every block's bytes are the reference encoder's
 copied      unquantized and equal to the source after the declared conversion
 rounded     every code is nearest under the stored scales; the scales come from another search
-equivalent  another quantizer all over: codes one step off in most blocks, error within the format's range
+equivalent  another quantizer all over: codes one step off in most blocks, error within the format's range; or a
+            format without a rule for its codes (not fmt.ruled), most blocks other than the encoder's: then their
+            error alone is judged, and a finding says so
 degraded    the right tensor, damaged: a few deviating blocks, or more error than the format explains
 misplaced   the bytes encode another part of the source
 wrong       the bytes encode nothing in the source
@@ -16,14 +18,13 @@ import math
 from refimpl.files.source import Tensor
 from refimpl.quants.formats import Format
 from refimpl.verifier.findings import Finding
-from refimpl.verifier.requantize import EVEN_STEPS, EXACT, Suspect, Tally
+from refimpl.verifier.requantize import EXACT, Suspect, Tally, even_error
 from refimpl.verifier.result import Errors
 
 MOST = 0.5  # of the blocks: a property of the tensor rather than damage
 WORST = ("zero", "scale", "error", "far")  # classes of which one block is damage
 TOO_MUCH = 3.0  # squared error over the plain encoder's, summed over the blocks that differ
 UNRELATED = 0.9  # relative rmse from which bytes no longer resemble their source
-NO_SEARCH = frozenset({"q8_0"})  # the scale follows from the source alone: no imatrix explains another one
 RARE = 0.01  # a share of differing blocks that damage could explain, were it not all over the file
 SAME_ERROR = 1.1  # error ratio up to which another build's near-tie explains a differing block
 
@@ -54,7 +55,9 @@ def classify(tally: Tally, fmt: Format) -> str:
         return "exact"
     if any(counts[kind] for kind in WORST) or loses_too_much(tally, fmt):
         return "degraded"
-    odd = counts["off"] + (counts["search"] if fmt.name in NO_SEARCH else 0)
+    odd = counts["off"] + counts["unruled"]
+    if not fmt.weighed:  # the scale follows from the source alone: no imatrix explains another one
+        odd += counts["search"]
     if odd:
         return "equivalent" if odd > MOST * tally.blocks else "degraded"
     return "rounded"
@@ -67,7 +70,7 @@ def loses_too_much(tally: Tally, fmt: Format) -> bool:
     scales twice too large 4 times; an imatrix whose importances spread over e^3 at most 2.5 times, over e^2
     1.5 times; learned rounding less than 2.
     """
-    even = EVEN_STEPS.get(fmt.name, 0) * tally.sum("ssx")
+    even = even_error(fmt) * tally.sum("ssx")
     return tally.sum("differ") > max(TOO_MUCH * tally.sum("plain"), even)
 
 
@@ -85,7 +88,7 @@ def is_sporadic(tally: Tally, fmt: Format, own: bool) -> bool:
     own : this encoder made all the rest of the file, so that no other build is there to explain anything
     """
     few = tally.differ < RARE * tally.blocks and tally.ratio > SAME_ERROR
-    return few or ((own or fmt.name in NO_SEARCH) and tally.differ <= MOST * tally.blocks)
+    return few or ((own or not fmt.weighed) and tally.differ <= MOST * tally.blocks)
 
 
 def describe_damage(
@@ -102,6 +105,8 @@ def describe_damage(
         suspects, count = tally.suspects[kind], tally.counts[kind]
         if not suspects or (kind == "search" and not sporadic):
             continue
+        if kind == "unruled" and count > MOST * tally.blocks:
+            continue
         if fmt.name in EXACT:
             code = "value-not-finite" if kind == "nan" else "value-differs"
             phrase = "not finite" if kind == "nan" else "not the source's"
@@ -115,6 +120,17 @@ def describe_damage(
     return said
 
 
+def describe_doubt(tally: Tally, tensor: Tensor, expert: int | None) -> Finding:
+    """Say that a format has no rule, so that bounded errors are all that was shown."""
+    who = "it" if expert is None else f"expert {expert}"
+    message = (
+        f"{tally.counts['unruled']:,} of {tally.blocks:,} blocks of {who} are not the encoder's, and the codes of "
+        f"{tensor.format.name} do not follow from its scales: without the imatrix and build that made them they "
+        "cannot be checked; only their error was"
+    )
+    return Finding("codes-unchecked", "warning", message, tensor.name, expert)
+
+
 _DAMAGE = (
     ("nan", "scale-not-finite", "a scale is NaN or Inf"),
     ("zero", "zero-scale", "the scale is zero although the source is not"),
@@ -123,6 +139,7 @@ _DAMAGE = (
     ("far", "code-far-off", "codes lie two or more steps from the nearest"),
     ("off", "code-off-nearest", "codes are not the nearest under the stored scales"),
     ("search", "scale-changed", "its scales are not the encoder's, unlike those all around it"),
+    ("unruled", "block-differs", "it is not the encoder's, unlike those all around it"),
 )
 
 
