@@ -24,6 +24,7 @@ from refimpl.model.mla import Rows
 from refimpl.model.mtp import draft
 from refimpl.model.norm import rms_norm
 from refimpl.model.rope import angles
+from refimpl.model.sampling import Sampling, distribution, draw
 from refimpl.model.tap import Recorder, Tap, silent
 from refimpl.model.weights import Layer, Weights, linear
 
@@ -71,9 +72,10 @@ class Glm:
         x = tap("result_norm", rms_norm(h, self.top.vector("output_norm"), self.hp.rms_norm_eps))
         return tap("result_output", linear(self.top["output"], x, self.conv))
 
-    def step(self, tokens: Iterable[int], cache: Cache) -> Array:  # [T] -> [T, V]
-        """Logits of the tokens that come after those in the cache."""
-        return self.head(self.run_layers(self.embed(tokens), cache))
+    def step(self, tokens: Iterable[int], cache: Cache, last: bool = False) -> Array:  # [T] -> [T or 1, V]
+        """Logits of the tokens that come after those in the cache; of the last one only, where that is enough."""
+        h = self.run_layers(self.embed(tokens), cache)
+        return self.head(h[-1:] if last else h)
 
     def logits(self, tokens: Iterable[int], float64: bool = False) -> Array:  # [T] -> [T, V]
         """What may follow each token, as logits; float64: the truth that bounds are measured against."""
@@ -123,14 +125,23 @@ class Glm:
             self.head(h, tap.at(None))
         return tap.kept
 
-    def generate(self, tokens: Iterable[int], n: int) -> Iterator[int]:
-        """The n likeliest next tokens, one after the other (cli `run` has sampling)."""
+    def generate(self, tokens: Iterable[int], n: int) -> list[int]:
+        """The n likeliest next tokens, one after the other."""
+        return list(self.sample(tokens, n, Sampling(temperature=0)))
+
+    def sample(
+        self, tokens: Iterable[int], n: int, how: Sampling, eos: frozenset[int] = frozenset()
+    ) -> Iterator[int]:
+        """Draw up to n tokens, one after the other; ends behind a token of `eos`."""
         self._whole()
-        cache, ids = Cache(self.conv), list(tokens)
+        cache, ids, random = Cache(self.conv), [int(t) for t in tokens], np.random.default_rng(how.seed)
+        new = ids
         for _ in range(n):
-            token = int(self.step(ids, cache)[-1].argmax())
+            token = draw(distribution(self.step(new, cache, last=True)[0], ids, how), random)
             yield token
-            ids = [token]
+            if token in eos:
+                return
+            ids, new = [*ids, token], [token]
 
     def _whole(self) -> None:
         if self.layers != range(self.hp.num_hidden_layers):
