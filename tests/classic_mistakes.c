@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { NONE, NIBBLES, UNSIGNED_SCALE, MIN_SIGN, NO_BSUMS, SKIP_LAST, SIX_BITS, CRASH, HANG, SPILL, SPILL_BEFORE,
-       UNSIGNED_CODE, ROUNDING, SHORT_SUM, HIGH_BITS, WRITE_INPUT, SIZE, SIX_BITS_ODD, TABLE_OF_128 };
+       UNSIGNED_CODE, ROUNDING, SHORT_SUM, HIGH_BITS, WRITE_INPUT, SIZE, SIX_BITS_ODD, TABLE_OF_128, TRUNCATED };
 #ifndef MISTAKE
 #define MISTAKE NONE
 #endif
@@ -109,4 +109,61 @@ size_t quantize_q8_0(const float *x, q8_0 *y, int64_t rows, int64_t n, const flo
     (void)imatrix;
     quantize_row_q8_0_ref(x, y, rows * n);
     return rows * (n / 32) * sizeof(q8_0) - (MISTAKE == SIZE);
+}
+
+/* Codes of a neighbouring rounding: x times 127/max, halves to even, as vectorised encoders do. */
+void quantize_row_q8_0(const float *x, q8_0 *y, int64_t n) {
+    for (int64_t b = 0; b < n / 32; b++) {
+        float largest = 0;
+        for (int i = 0; i < 32; i++) largest = fmaxf(largest, fabsf(x[32 * b + i]));
+        float d = largest / 127, inverse = d != 0 ? 1.0f / d : 0;
+        y[b].d = (_Float16)d;
+        for (int i = 0; i < 32; i++) {
+            float scaled = x[32 * b + i] * inverse;
+            y[b].qs[i] = (int8_t)(int)(MISTAKE == TRUNCATED ? truncf(scaled) : rintf(scaled));
+        }
+    }
+}
+
+void ggml_vec_dot_q8_0_q8_0(int n, float *s, size_t bs, const q8_0 *x, size_t bx, const q8_0 *y, size_t by, int one) {
+    (void)bs, (void)bx, (void)by, (void)one;
+    float sum = 0;
+    for (int b = n / 32; b-- > 0;) { /* from the last block to the first: an order of its own */
+        int total = 0;
+        for (int i = 0; i < 32; i++) total += x[b].qs[i] * y[b].qs[i];
+        if (MISTAKE == SHORT_SUM) total = (int16_t)total;
+        sum += (float)x[b].d * (float)y[b].d * total;
+    }
+    *s = sum;
+}
+
+void ggml_vec_dot_q4_K_q8_K(int n, float *s, size_t bs, const q4_K *x, size_t bx, const q8_K *y, size_t by, int one) {
+    (void)bs, (void)bx, (void)by, (void)one;
+    float sum = 0;
+    for (int b = n / 256 - 1 - (MISTAKE == SKIP_LAST); b >= 0; b--) {
+        int total = 0, mins = 0;
+        for (int j = 0; j < 8; j++) {
+            int scale, min, sub = 0;
+            unpack(x[b].scales, j, &scale, &min);
+            for (int i = 32 * j; i < 32 * j + 32; i++) sub += code4(x[b].qs, i) * y[b].qs[i];
+            total += scale * sub;
+            mins += min * (y[b].bsums[2 * j] + y[b].bsums[2 * j + 1]);
+        }
+        if (MISTAKE == NO_BSUMS) mins = 0;
+        if (MISTAKE == MIN_SIGN) mins = -mins;
+        sum += y[b].d * ((float)x[b].d * total) - y[b].d * ((float)x[b].dmin * mins);
+    }
+    *s = sum;
+}
+
+void ggml_vec_dot_q6_K_q8_K(int n, float *s, size_t bs, const q6_K *x, size_t bx, const q8_K *y, size_t by, int one) {
+    (void)bs, (void)bx, (void)by, (void)one;
+    float sum = 0;
+    for (int b = n / 256; b-- > 0;) { /* codes from 0 to 63; 32 times the sums of the activations is taken off */
+        int total = 0;
+        for (int i = 0; i < 256; i++) total += x[b].scales[i / 16] * (code6(&x[b], i) + 32) * y[b].qs[i];
+        for (int g = 0; g < 16; g++) total -= MISTAKE == NO_BSUMS ? 0 : 32 * x[b].scales[g] * y[b].bsums[g];
+        sum += (float)x[b].d * y[b].d * total;
+    }
+    *s = sum;
 }

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from refimpl import quants
+from refimpl import dots, quants
+from refimpl.crosscheck import native_activations, native_codecs, native_dots
 from refimpl.crosscheck.native_inputs import list_blocks, list_importances, list_weights
 from refimpl.crosscheck.native_library import Library, find_libraries
 from refimpl.crosscheck.native_minimise import blank, cut, describe
 from refimpl.crosscheck.native_mistakes import find_mistake
 from refimpl.crosscheck.native_reproducer import save
 from refimpl.crosscheck.native_symbols import Symbol, list_symbols
-from refimpl.crosscheck.native_trial import Result, Trial, run
+from refimpl.crosscheck.native_trial import Result, Trial
 from refimpl.errors import BadFile, Unsupported
 
 VERDICTS = ("same bits", "inside the bound", "wrong", "crashed", "absent")
@@ -37,7 +38,7 @@ class Judgement:
     kind: str
     format: str
     verdict: str
-    build: list[str]  # encoders: the builds of ggml whose bytes it writes
+    build: list[str]  # encoders: the builds of ggml whose bytes it writes; dots: the orders it adds in
     cases: int = 0
     weights: int = 0
     ratio: float | None = None  # dots: the largest error as a share of the proven bound
@@ -125,12 +126,41 @@ def _choose(paths: list[Path], names: list[str], memory: int, limit: float) -> t
     return best
 
 
+def run(library: Library, symbol: Symbol, trial: Trial, texts: frozenset[str]) -> Result:
+    """Try a function; `texts` are the builds, encoders or orders whose bits it may still have."""
+    match symbol.kind:
+        case "decode":
+            return native_codecs.decode(library, symbol, trial)
+        case "encode" | "row":
+            return native_codecs.encode(library, symbol, trial, texts)
+        case "activation":
+            return native_activations.encode(library, symbol, trial, texts)
+        case _:
+            return native_dots.multiply(library, symbol, trial, texts)
+
+
+def list_texts(symbol: Symbol) -> tuple[str, ...]:
+    """The builds, encoders or orders that a function is held against, the most likely first."""
+    match symbol.kind:
+        case "decode" | "product":
+            return ()
+        case "encode" | "row":
+            return tuple(quants.BUILDS)
+        case "activation":
+            return native_activations.ENCODERS
+        case _:
+            return tuple(dots.ORDERS) if symbol.format.name in dots.PARTNERS else ()
+
+
 def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
     """Everything that a function is tried on, small trials first."""
     fmt = symbol.format
     if symbol.kind == "decode":
         for case, raw, shifted in list_blocks(fmt, blocks):
             yield Trial(case, {"blocks": raw}, 1, shifted)
+        return
+    if symbol.kind in ("dot", "product"):
+        yield from native_dots.list_products(symbol, blocks)
         return
     for case, x, shifted in list_weights(fmt, blocks):
         rows = len(x) if symbol.kind == "encode" else 1
@@ -143,21 +173,29 @@ def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
 
 
 def _judge_symbol(library: Library, symbol: Symbol, blocks: int, reproducers: Path) -> Judgement:
-    builds = frozenset(quants.BUILDS)
+    texts = frozenset(list_texts(symbol))
+    bounded = symbol.kind in ("activation", "dot", "product")
     cases = weights = 0
-    ratio: float | None = None
+    ratio = 0.0
     for trial in list_trials(symbol, blocks):
         cases += 1
         weights += trial.blocks * symbol.format.weights
-        result = run(library, symbol, trial, builds)
+        result = run(library, symbol, trial, texts)
         if result.problem is not None:
-            return _condemn(library, symbol, trial, result, builds, reproducers, cases, weights)
-        builds = result.builds
-        if result.ratio is not None:
-            ratio = max(ratio or 0.0, result.ratio)
-    verdict = "same bits" if ratio is None else "inside the bound"
-    named = sorted(builds, key=list(quants.BUILDS).index)
-    return Judgement(symbol.name, symbol.kind, symbol.format.name, verdict, named, cases, weights, ratio)
+            return _condemn(library, symbol, trial, result, texts, reproducers, cases, weights)
+        texts = result.builds
+        ratio = max(ratio, result.ratio or 0.0)
+    same = bool(texts) or not bounded
+    return Judgement(
+        symbol.name,
+        symbol.kind,
+        symbol.format.name,
+        "same bits" if same else "inside the bound",
+        [text for text in list_texts(symbol) if text in texts],
+        cases,
+        weights,
+        ratio if bounded and not same else None,
+    )
 
 
 def _condemn(
@@ -165,7 +203,7 @@ def _condemn(
     symbol: Symbol,
     trial: Trial,
     result: Result,
-    builds: frozenset[str],
+    texts: frozenset[str],
     reproducers: Path,
     cases: int,
     weights: int,
@@ -173,7 +211,7 @@ def _condemn(
     case, problem = trial.case, result.problem
 
     def again(candidate: Trial) -> Result:
-        return run(library, symbol, candidate, builds)
+        return run(library, symbol, candidate, texts)
 
     trial, result = cut(trial, result, again)
     mistake = _name_mistake(symbol, trial, result)  # zeros would let several mistakes give the same
@@ -200,9 +238,13 @@ def _name_mistake(symbol: Symbol, trial: Trial, result: Result) -> str | None:
     got, want = result.got, result.want
     if result.kind not in ("values", "signs") or got is None or want is None:
         return None
+    fmt = symbol.format
+    if symbol.kind in ("dot", "product"):
+        return native_dots.name_mistake(symbol, trial, result)
     if (got.view(np.uint8).reshape(len(got), -1)[-1] == 0xAA).all():
         return "the last block is skipped"
-    fmt = symbol.format
+    if symbol.kind == "activation":
+        return None
     if symbol.kind == "decode":
         return find_mistake(
             fmt, trial.inputs["blocks"], lambda v: _same(v.astype(np.float32), got)

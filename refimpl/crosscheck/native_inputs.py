@@ -16,6 +16,8 @@ SEED = 20260101
 # d = 0, the smallest and the largest subnormal, one, the largest number of fp16, and some with a sign
 STEPS = np.array([0x0000, 0x0001, 0x03FF, 0x3C00, 0x7BFF, 0x8001, 0xFBFF], np.uint16).view(np.float16)
 FILLS = (0x00, 0xFF, 0x7F, 0x80, 0x3F, 0x0F, 0xF0)
+# What stands for a step of one (or of another power of two) where steps are no floating-point fields.
+UNITS = {"mxfp4": ("e", 128), "nvfp4": ("d", 0x38)}
 
 
 def step_fields(fmt: Format) -> list[str]:
@@ -31,6 +33,22 @@ def random_blocks(fmt: Format, rng: Generator, count: int) -> Blocks:
     for name in step_fields(fmt):
         sizes = 2.0 ** rng.uniform(-12, 2, (count, *fmt.block[name].shape))
         blocks[name] = sizes * rng.choice([-1, 1], sizes.shape)
+    return raw
+
+
+def unit_blocks(fmt: Format, rng: Generator, count: int, full: bool = False) -> Blocks:
+    """Blocks of integers, but for a power of two: steps of one, codes random or (some of) all 0 and all 1."""
+    raw = rng.integers(0, 256, (count, fmt.block.itemsize), dtype=np.uint8)
+    if full:
+        raw[::2], raw[1::4] = 0xFF, 0x00
+    blocks = raw.view(fmt.block).reshape(count)
+    for name in step_fields(fmt):
+        blocks[name] = 1
+    if fmt.name in UNITS:
+        name, one = UNITS[fmt.name]
+        blocks[name] = one
+    if fmt.name == "iq1_m":  # d is an fp16 in the upper four bits of four words
+        blocks["scales"] = blocks["scales"] & 0x0FFF | np.array([0, 0, 0xC000, 0x3000], np.uint16)
     return raw
 
 

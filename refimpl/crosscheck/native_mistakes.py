@@ -43,6 +43,13 @@ def exact_weights(fmt: Format, blocks: Array) -> Array:
     return decode(fmt, scaled) + decode(fmt, offset)
 
 
+def without_min(fmt: Format, blocks: Array) -> Array:
+    """Decode to float64 [N, weights] what d scales, and leave out the mins."""
+    blocks = blocks.copy()
+    _drop_min(fmt, blocks)
+    return decode(fmt, blocks)
+
+
 def decode(fmt: Format, blocks: Array) -> Array:
     """dequantize, [N] records to [N, weights] float64."""
     raw = np.ascontiguousarray(blocks).view(np.uint8).reshape(len(blocks), fmt.block.itemsize)

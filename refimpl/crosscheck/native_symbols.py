@@ -4,6 +4,9 @@ kind      C signature                                                           
 decode    void (const void * blocks, float * y, int64_t n)                                  dequantize
 encode    size_t (const float * x, void * blocks, int64_t rows, int64_t n, const float * imatrix)  quantize
 row       void (const float * x, void * blocks, int64_t n)                                  quantize, plain
+activation  as row: q8_0, q8_1, q8_K                                                        dots.encode
+dot       void (int n, float * s, size_t, const void * blocks, size_t, const void * y, size_t, int one)  dots.matmul
+product   as dot, both of one float type                                                    the exact sum
 
 Source: ggml-quants.h, ggml-cpu/quants.h and ggml.h, llama.cpp 0c1e570.
 """
@@ -11,7 +14,7 @@ Source: ggml-quants.h, ggml-cpu/quants.h and ggml.h, llama.cpp 0c1e570.
 import re
 from dataclasses import dataclass
 
-from refimpl.quants.formats import Format, formats
+from refimpl.quants.formats import Format, activations, formats
 
 FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
     "decode": {
@@ -23,7 +26,6 @@ FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
         "bf16": ("ggml_fp32_to_bf16_row", "ggml_fp32_to_bf16_row_ref", "ggml_cpu_fp32_to_bf16"),
     },
 }
-ACTIVATIONS = ("quantize_row_q8_0",)  # vectorised encoders of activations round otherwise than quantize_q8_0
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Symbol:
     name: str
     kind: str
     format: Format
+    partner: str = ""  # dot: the format of the activations
 
 
 def spell(name: str) -> str:
@@ -40,19 +43,34 @@ def spell(name: str) -> str:
     return re.sub(r"^(q\d)_k$", r"\1_K", name)
 
 
+def partner_of(fmt: Format) -> str:
+    """The activations that ggml multiplies a type with."""
+    if fmt.weights == 256:
+        return "q8_k"
+    return "q8_1" if fmt.name in ("q4_1", "q5_1") else "q8_0"
+
+
 def list_symbols() -> list[Symbol]:
     """Every function that refimpl can judge, format by format."""
     found = []
     for name, fmt in formats.items():
-        for kind, pattern in (
-            ("decode", "dequantize_row_{}"),
-            ("encode", "quantize_{}"),
-            ("row", "quantize_row_{}_ref"),
-            ("row", "quantize_row_{}"),
-        ):
-            symbol = pattern.format(spell(name))
-            if fmt.weights > 1 and symbol not in ACTIVATIONS:
-                found.append(Symbol(symbol, kind, fmt))
-        for kind, names in FLOATS.items():
-            found += [Symbol(symbol, kind, fmt) for symbol in names.get(name, ())]
+        own = spell(name)
+        if fmt.weights > 1:
+            found += [
+                Symbol(f"dequantize_row_{own}", "decode", fmt),
+                Symbol(f"quantize_{own}", "encode", fmt),
+            ]
+            found.append(Symbol(f"quantize_row_{own}_ref", "row", fmt))
+            if name not in activations:
+                found.append(Symbol(f"quantize_row_{own}", "row", fmt))
+            partner = partner_of(fmt)
+            for ending in ("_generic", ""):
+                found.append(Symbol(f"ggml_vec_dot_{own}_{spell(partner)}{ending}", "dot", fmt, partner))
+        else:
+            found += [Symbol(s, kind, fmt) for kind, names in FLOATS.items() for s in names.get(name, ())]
+            found.append(Symbol(f"ggml_vec_dot_{name}", "product", fmt))
+    for name, fmt in activations.items():
+        for ending in ("_ref", "_generic", ""):
+            if (name, ending) != ("q8_0", "_ref"):  # that one writes tensors: a row encoder, above
+                found.append(Symbol(f"quantize_row_{spell(name)}{ending}", "activation", fmt))
     return found
