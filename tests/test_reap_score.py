@@ -1,19 +1,23 @@
 """Scoring a model: every token counted once, the same bits for any threads, and runs that go on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import refimpl
-from refimpl.errors import Usage
+from refimpl.cli.main import run as command
+from refimpl.errors import BadFile, Usage
 from refimpl.model.moe import run_expert
 from refimpl.reap import score as scoring
 from refimpl.reap import state
 from refimpl.reap.presets import Router, find_preset, presets, weigh
 from refimpl.reap.saliency import derive
-from refimpl.reap.score import Text, score
+from refimpl.reap.score import Text, read_texts, score
 from tests.tiny_checkpoint import CONFIG, write_checkpoint
 
 LENGTH = 20
+TINY = Path(__file__).resolve().parent.parent / "golden" / "tiny-glm-dsa"
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,41 @@ def test_nothing_is_replaced_and_nothing_is_scored_over_nothing(model, tmp_path)
         run(model, tmp_path / "t.safetensors")
     with pytest.raises(Usage, match="tokens must be"):
         run(model, tmp_path / "t.safetensors", Text("x", np.array([CONFIG["vocab_size"]])))
+
+
+def test_tokens_come_as_lists_arrays_and_texts(tmp_path):
+    np.save(tmp_path / "two.npy", np.arange(6, dtype=np.uint16).reshape(2, 3))
+    np.save(tmp_path / "floats.npy", np.zeros(3))
+    (tmp_path / "t.txt").write_text("In the beginning")
+    found = read_texts(TINY / "stock.gguf", ["3,1,4", str(tmp_path / "two.npy")], [tmp_path / "t.txt"])
+    assert [text.tokens.tolist() for text in found[:3]] == [[3, 1, 4], [0, 1, 2], [3, 4, 5]]
+    assert [text.name for text in found[1:]] == [f"{tmp_path}/two.npy[0]", f"{tmp_path}/two.npy[1]", "t.txt"]
+    same = read_texts(TINY, [], [tmp_path / "t.txt"])[0]  # GGUF and checkpoint have one tokenizer
+    assert same.tokens.tolist() == found[3].tokens.tolist() != []
+    for wrong, error in (("3,x", Usage), (str(tmp_path / "floats.npy"), BadFile), ("none.npy", BadFile)):
+        with pytest.raises(error):
+            read_texts(TINY, [wrong], [])
+    (tmp_path / "t.txt").write_bytes(b"\xff")
+    with pytest.raises(BadFile, match="no UTF-8 text"):
+        read_texts(TINY, [], [tmp_path / "t.txt"])
+
+
+def test_the_command_scores_a_text_and_names_the_preset(capsys, tmp_path):
+    (tmp_path / "t.txt").write_text("In the beginning God created the heaven and the earth.")
+    out = str(tmp_path / "s.safetensors")
+    args = [
+        "reap",
+        "score",
+        str(TINY / "stock.gguf"),
+        "--text",
+        str(tmp_path / "t.txt"),
+        "-o",
+        out,
+        "--quiet",
+    ]
+    assert command([*args, "--preset", "paper", "--router", "sigmoid", "--jobs", "1"]) == 0
+    assert "paper:router=sigmoid" in capsys.readouterr().err
+    run, layers = state.load(out)
+    assert run.preset["router"] == "sigmoid" and set(layers) == {1, 2}
+    assert command([*args, "--preset", "paper"]) == 2
+    assert command([*args, "--preset", "papers", "--force"]) == 2

@@ -20,6 +20,50 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 @command.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="The unpruned model: a .gguf or an HF directory.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the statistics go, .safetensors.")],
+    tokens: Annotated[
+        list[str] | None, typer.Option(help="A .npy of integers [T] or [N, T], or a list such as 3,1,4.")
+    ] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="UTF-8 text, in the model's own tokens.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="paper, cerebras, cerebras-layerwise, llm-compressor or model.")
+    ] = "model",
+    router: Annotated[str | None, typer.Option(help="Otherwise than the preset: softmax or sigmoid.")] = None,
+    selection: Annotated[str | None, typer.Option(help="… : logits or model.")] = None,
+    normalise: Annotated[str | None, typer.Option(help="… : always, config or never.")] = None,
+    floor: Annotated[float | None, typer.Option(help="… : least weight after the division.")] = None,
+    scale: Annotated[
+        bool | None, typer.Option("--scale/--no-scale", help="… : multiply by routed_scaling_factor.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 2048,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
+    force: Force = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Score every expert over a text: REAP's saliency, and every statistic that it is compared with.
+
+    One layer after the other goes through memory; what the next one needs lies in OUT.work, and the same
+    command goes on from there after a stop. A preset names what is scored (the paper and the released programs
+    differ); single switches may be set otherwise, and the state's preset then says so.
+
+    Exit codes: 0 fine · 2 usage · 3 a file that cannot be read · 4 unsupported.
+    """
+    from refimpl.reap.presets import find_preset
+    from refimpl.reap.score import read_texts
+    from refimpl.reap.score import score as run
+
+    chosen = find_preset(
+        preset, router=router, selection=selection, normalise=normalise, floor=floor, scale=scale
+    )
+    texts = read_texts(source, tokens or [], text or [])
+    with progress_bar("scoring", hidden=quiet, unit="tokens") as progress:
+        found = run(source, texts, out, chosen, length, jobs, progress, force)
+    print(f"{out}: {len(found.model.layers)} layers, {found.tokens:,} tokens, {chosen.name}", file=sys.stderr)
+
+
+@command.command()
 def merge(
     states: Annotated[list[Path], typer.Argument(help="States of the same model and preset.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The state of all of them together.")],

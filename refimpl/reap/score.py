@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl import engine
-from refimpl.errors import Usage
+from refimpl.errors import BadFile, Usage
+from refimpl.files import source as model_files
 from refimpl.files.hparams import Hparams
 from refimpl.model.block import block
 from refimpl.model.cache import Cache
 from refimpl.model.glm import Glm, load
 from refimpl.model.moe import run_expert
 from refimpl.model.tap import Recorder
+from refimpl.model.tokenizer import read_tokenizer
 from refimpl.model.weights import Layer
 from refimpl.reap import state
 from refimpl.reap.presets import Preset, Router, weigh
@@ -48,6 +51,39 @@ class Text:
     def describe(self, length: int) -> dict[str, Any]:
         digest = sha256(np.ascontiguousarray(self.tokens, "<i8").tobytes()).hexdigest()
         return {"name": self.name, "sha256": digest, "tokens": len(self.tokens), "sequence": length}
+
+
+def read_texts(model: PathLike, tokens: Sequence[str], texts: Sequence[PathLike]) -> list[Text]:
+    """Tokens from .npy files ([T], or [N, T]: rows that are sequences of their own) and lists, then from texts."""
+    found: list[Text] = []
+    for given in tokens:
+        rows = _load_tokens(given)
+        found += [Text(given if len(rows) == 1 else f"{given}[{i}]", row) for i, row in enumerate(rows)]
+    if texts:
+        with closing(model_files.open(model)) as source:
+            coder = read_tokenizer(source)
+        for path in texts:
+            try:
+                ids = coder.encode(Path(path).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadFile(path, None, f"no UTF-8 text: {error}") from None
+            found.append(Text(os.path.basename(path), np.array(ids, np.int64)))
+    return found
+
+
+def _load_tokens(given: str) -> Array:  # -> [N, T]
+    if not given.endswith(".npy"):
+        try:
+            return np.array([[int(part) for part in given.split(",")]], np.int64)
+        except (ValueError, OverflowError):
+            raise Usage(f"{given!r} is neither a .npy nor a list such as 3,1,4") from None
+    try:
+        ids = np.load(given, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadFile(given, None, f"no array of tokens: {error}") from None
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        raise BadFile(given, None, f"tokens are integers [T] or [N, T], not {ids.dtype} {list(ids.shape)}")
+    return np.atleast_2d(ids).astype(np.int64)
 
 
 def score(

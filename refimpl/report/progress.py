@@ -7,38 +7,40 @@ from contextlib import contextmanager
 
 from refimpl.report.terminal import gigabytes
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # units done, units in all; bytes unless said otherwise
 
 EVERY = 5.0  # seconds between plain lines
 
 
 @contextmanager
-def progress_bar(what: str, hidden: bool = False) -> Iterator[Progress]:
-    """Show how far some work on bytes is; the value is to be called with bytes done and bytes in all."""
+def progress_bar(what: str, hidden: bool = False, unit: str = "") -> Iterator[Progress]:
+    """Show how far some work on bytes (or on other units) is; the value is called with units done and in all."""
     if hidden:
         yield _ignore
     elif sys.stderr.isatty():
-        yield from _bar(what)
+        yield from _bar(what, unit)
     else:
-        yield _Lines(what)
+        yield _Lines(what, unit)
 
 
 def _ignore(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def _bar(what: str) -> Iterator[Progress]:
+def _bar(what: str, unit: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    counts = (MofNCompleteColumn(), TextColumn(unit)) if unit else (DownloadColumn(), TransferSpeedColumn())
+    columns = (BarColumn(None), *counts, TimeRemainingColumn())
     with Progress(
         TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True
     ) as bar:
@@ -51,11 +53,14 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 class _Lines:
-    """Prints bytes, share, rate and time left, at most every EVERY seconds."""
+    """Prints units done, share, rate and time left, at most every EVERY seconds."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.start = what, time.monotonic()
+    def __init__(self, what: str, unit: str = "") -> None:
+        self.what, self.unit, self.start = what, unit, time.monotonic()
         self.last = self.start
+
+    def _show(self, count: float) -> str:
+        return f"{count:,.0f} {self.unit}" if self.unit else gigabytes(round(count))
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -64,8 +69,8 @@ class _Lines:
         self.last = now
         rate = done / (now - self.start)
         left = f"{(total - done) / rate:,.0f} s left"
-        share = f"{gigabytes(done)} of {gigabytes(total)} ({done / total:.0%})"
-        print(f"{self.what}: {share}, {gigabytes(round(rate))}/s, {left}", file=sys.stderr, flush=True)
+        share = f"{self._show(done)} of {self._show(total)} ({done / total:.0%})"
+        print(f"{self.what}: {share}, {self._show(rate)}/s, {left}", file=sys.stderr, flush=True)
 
 
 @contextmanager
