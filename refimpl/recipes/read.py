@@ -6,32 +6,49 @@
     base    = "q4_k_m"               # a recipe of this package: its rules follow this file's, and its default
     default = "q4_K"                 # type of a quantizable tensor that no rule matches; needed without base
     keep    = ['_norm\\.weight']      # never quantized; default: the base's, or what llama-quantize keeps
+    file_type = 15                   # general.file_type of the result; default: the base's, or 0
+    needs_imatrix = ["q2_k"]         # types not given without an imatrix (besides those llama-quantize refuses)
 
     [[rule]]                         # the first that applies wins
     match   = 'ffn_down_exps'        # lower-cased, then searched anywhere in the name, as llama-quantize does
     type    = "q6_K"                 # any case
-    layers  = "0,3:5"                # optional: layers, half-open ranges; or "more_bits": llama.cpp's choice
+    layers  = "0,3:5"                # optional: layers, half-open ranges; or a name, see below
     experts = 8                      # optional: only where the model has so many routed experts
+    imatrix = true                   # optional: only with an imatrix; false: only without
+    axes    = 3                      # optional: only for tensors of so many axes
+    otherwise = "q8_0"               # optional: instead, where rows are no whole blocks of the default type
 
-Every other key is an error. `--tensor-type A=B` of llama-quantize is one rule; its --token-embedding-type and
---output-tensor-type are rules for '^token_embd\\.weight$' and '^output\\.weight$' before all others.
+Names of layers, n blocks in all: "more_bits", llama.cpp's choice of the _M mixes; "first_eighth", below n/8;
+"first_sixteenth"; "middle", from n/8 to 7n/8; "first_met": the first n/8 tensors that come to this rule and match.
+
+Every other key is an error. `--tensor-type A=B` of llama-quantize is one rule (`override`); its
+--token-embedding-type and --output-tensor-type are rules for '^token_embd\\.weight$' and
+'^output\\.weight$' before all others.
 """
 
 import re
 import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from refimpl.errors import BadFile, Usage
-from refimpl.recipes.recipe import KEEP, Layers, Recipe, Rule, format_of
+from refimpl.recipes.recipe import KEEP, PLACES, Layers, Place, Recipe, Rule, format_of
 
-NAMES = ("q4_k_m", "q4_k_m-protected", "q4_k_m-protected-literal")
+NAMES = (
+    "q4_k_m", "q4_k_m-protected", "q4_k_m-protected-literal",
+    "q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k_s", "q5_0", "q5_1", "q5_k_s", "q5_k_m",
+    "q6_k", "q8_0", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m",
+    "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4_moe",
+)  # fmt: skip
+ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 MOST_BYTES = 1 << 20
 LONGEST_PATTERN = 1000
-_KEYS = {"name", "version", "about", "base", "default", "keep", "rule"}
-_RULE_KEYS = {"match", "type", "layers", "experts"}
+_KEYS = {"name", "version", "about", "base", "default", "keep", "file_type", "needs_imatrix", "rule"}
+_RULE_KEYS = {"match", "type", "layers", "experts", "imatrix", "axes", "otherwise"}
 
 
 def names() -> tuple[str, ...]:
@@ -44,8 +61,9 @@ def load(name_or_path: str) -> Recipe:
 
     Raises Usage for a name that does not exist, BadFile for a file that breaks the format above.
     """
-    if name_or_path in NAMES:
-        return _known(name_or_path)
+    known = ALIASES.get(name_or_path.lower(), name_or_path.lower())
+    if known in NAMES:
+        return _known(known)
     if not name_or_path.endswith(".toml"):
         raise Usage(f"unknown recipe {name_or_path!r}; known: {', '.join(NAMES)}, or a .toml file")
     try:
@@ -57,6 +75,23 @@ def load(name_or_path: str) -> Recipe:
     if len(raw) > MOST_BYTES:
         raise BadFile(name_or_path, MOST_BYTES, "too long for a recipe")
     return _parse(name_or_path, raw)
+
+
+def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
+    """The recipe with --tensor-type options before its rules: PATTERN=TYPE, the first that is found wins.
+
+    Raises Usage.
+    """
+    rules = []
+    for option in options:
+        pattern, equals, type = option.partition("=")
+        if not (pattern and equals and type):
+            raise Usage(f"--tensor-type is PATTERN=TYPE, not {option!r}")
+        try:
+            rules.append(Rule(_compile(pattern), _type(type)))
+        except ValueError as error:
+            raise Usage(f"--tensor-type {option}: {error}") from None
+    return replace(recipe, rules=(*rules, *recipe.rules))
 
 
 @cache
@@ -104,6 +139,8 @@ def _build(path: str, data: dict[str, Any]) -> Recipe:
         rules=(*map(_build_rule, rules), *(base.rules if base else ())),
         default=_type(data["default"]) if base is None or "default" in data else base.default,
         keep=kept,
+        file_type=_number(data, "file_type", base.file_type if base else 0) or 0,
+        needs_imatrix=_types(data, base.needs_imatrix if base else frozenset()),
     )
 
 
@@ -111,11 +148,34 @@ def _build_rule(data: dict[str, Any]) -> Rule:
     _refuse_others("a rule", data, _RULE_KEYS)
     if "match" not in data or "type" not in data:
         raise ValueError("a rule needs `match` and `type`")
-    experts = data.get("experts")
-    if experts is not None and (not isinstance(experts, int) or isinstance(experts, bool)):
-        raise ValueError(f"experts is a number, not {experts!r}")
-    layers = _layers(data["layers"]) if "layers" in data else None
-    return Rule(_compile(data["match"]), _type(data["type"]), layers, experts)
+    imatrix = data.get("imatrix")
+    if imatrix not in (None, True, False):
+        raise ValueError(f"imatrix is true or false, not {imatrix!r}")
+    return Rule(
+        _compile(data["match"]),
+        _type(data["type"]),
+        _layers(data["layers"]) if "layers" in data else None,
+        _number(data, "experts", None),
+        imatrix,
+        _number(data, "axes", None),
+        _type(data["otherwise"]) if "otherwise" in data else None,
+    )
+
+
+def _number(data: dict[str, Any], key: str, default: int | None) -> int | None:
+    value = data.get(key, default)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"{key} is a number, not {value!r}")
+    return value
+
+
+def _types(data: dict[str, Any], default: frozenset[str]) -> frozenset[str]:
+    value = data.get("needs_imatrix")
+    if value is None:
+        return default
+    if not isinstance(value, list):
+        raise ValueError("needs_imatrix is a list of types")
+    return frozenset(map(_type, value))
 
 
 def _refuse_others(what: str, data: dict[str, Any], keys: set[str]) -> None:
@@ -147,14 +207,16 @@ def _compile(pattern: Any) -> re.Pattern[str]:
 
 
 def _layers(value: Any) -> Layers:
-    """ "more_bits", or ranges such as "0,3:5"."""
-    if value == "more_bits":
-        return "more_bits"
+    """A name of PLACES, "first_met", or ranges such as "0,3:5"."""
+    if isinstance(value, str) and value in ("first_met", *PLACES):
+        return cast(Place, value)
     ranges = []
     for part in value.split(",") if isinstance(value, str) else [""]:
         match = re.fullmatch(r"\s*(\d{1,6})(?:\s*:\s*(\d{1,6}))?\s*", part, re.ASCII)
         if match is None:
-            raise ValueError(f'layers is "more_bits" or ranges such as "0,3:5", not {value!r}')
+            raise ValueError(
+                f'layers is {", ".join(PLACES)}, first_met or ranges such as "0,3:5", not {value!r}'
+            )
         first = int(match[1])
         ranges.append(range(first, int(match[2]) if match[2] else first + 1))
     return tuple(ranges)

@@ -1,5 +1,6 @@
 """What the writers say on a terminal."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from refimpl.report.terminal import clean, count, gigabytes
@@ -8,6 +9,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from refimpl.writers.convert import Converted
+    from refimpl.writers.plan import Note
+    from refimpl.writers.quantize import Quantized
+
+SHOWN = 3  # notes of one kind, fallbacks
 
 
 def print_converted(done: "Converted", out: "Console", seconds: float) -> None:
@@ -22,3 +27,43 @@ def print_converted(done: "Converted", out: "Console", seconds: float) -> None:
         f"{count(done.weights)} weights   {seconds:,.1f} s, {gigabytes(round(done.size / seconds))}/s",
         soft_wrap=True,
     )
+
+
+def print_quantized(done: "Quantized", out: "Console", seconds: float) -> None:
+    """The price by class, what fell back, what is doubtful about the imatrix, and the file."""
+    plan = done.plan
+    for row in plan.classes():
+        types = " · ".join(f"{number:,} {kind}" for kind, number in row["types"].items())
+        out.print(f"{row['class']:12} {gigabytes(row['bytes']):>12}   {types}", soft_wrap=True)
+    for t in plan.fallbacks[:SHOWN]:
+        words = f"{clean(t.name)}: {t.format.name} instead of {t.wanted}, for rows of {t.shape[-1]:,} weights"
+        out.print(f"{'fallback':12} {words}", style="yellow", soft_wrap=True)
+    _print_rest(out, "fallback", len(plan.fallbacks))
+    _print_notes(plan.notes, out)
+    if done.done:
+        out.print(f"{'resumed':12} {done.done:,} pieces were on the disk already", soft_wrap=True)
+    name = "would be" if done.file is None else clean(done.file)
+    bits = 8 * plan.nbytes / plan.weights
+    rate = (
+        "" if done.file is None else f"   {seconds:,.1f} s, {count(round(plan.weights / seconds))} weights/s"
+    )
+    out.print(
+        f"{name}   {done.recipe.name} · {done.build} · {gigabytes(done.size)} · {len(plan.tensors):,} tensors · "
+        f"{count(plan.weights)} weights · {bits:.2f} bits/weight{rate}",
+        soft_wrap=True,
+    )
+
+
+def _print_notes(notes: list["Note"], out: "Console") -> None:
+    shown: Counter[str] = Counter()
+    for note in notes:
+        shown[note.kind] += 1
+        if shown[note.kind] <= SHOWN:
+            out.print(f"{'imatrix':12} {clean(note.message)}", style="yellow", soft_wrap=True)
+    for kind, number in shown.items():
+        _print_rest(out, kind, number)
+
+
+def _print_rest(out: "Console", what: str, number: int) -> None:
+    if number > SHOWN:
+        out.print(f"{'':12} and {number - SHOWN:,} more ({what}): see --json", style="yellow", soft_wrap=True)

@@ -151,7 +151,7 @@ def _guess(f: Gguf | Checkpoint, hparams: Hparams | None) -> Guess | None:
     plain = {F32.name, F16.name, BF16.name}
     if hparams is None or not isinstance(f, Gguf) or all(t.format.name in plain for t in f.tensors.values()):
         return None
-    return Guess(*recipes.best(hparams, f.tensors))
+    return Guess(*recipes.best(hparams, f.tensors, recipes.made_with_imatrix(f.metadata)))
 
 
 def _guess_json(guess: Guess | None) -> dict[str, Any] | None:

@@ -77,9 +77,10 @@ def _run(
 ) -> Report:
     f = job.f
     counted = census.census(f, job.hp, os.path.basename(f.path))
-    recipe, mismatches = recipes.best(job.hp, f.tensors)
+    weighed = recipes.made_with_imatrix(f.metadata)
+    recipe, mismatches = recipes.best(job.hp, f.tensors, weighed)
     if declared is not None:
-        recipe, mismatches = declared, recipes.conform(declared, job.hp, f.tensors)
+        recipe, mismatches = declared, recipes.conform(declared, job.hp, f.tensors, weighed)
     job.maps, unmapped = experts.map_experts(job)
     tasks, results, unplanned = plan(job)
     tallies: dict[str, dict[int | None, Tally]] = {task.tensor.name: {} for task in tasks}

@@ -68,7 +68,7 @@ def converted_keys(
     """
     logging.getLogger("gguf").addHandler(logging.NullHandler())  # its warnings quote the files
     logging.getLogger("metadata").addHandler(logging.NullHandler())
-    keys = _model_card(source, hp, links, name) | _hyperparameters(source.config, hp, file_type, mtp)
+    keys = _model_card(source, hp, links, name) | hyperparameters(source.config, hp, file_type, mtp)
     keys["general.quantization_version"] = QUANTIZATION_VERSION
     return keys | add_vocabulary(source, hp)
 
@@ -121,7 +121,8 @@ def _model_card(source: Checkpoint, hp: Hparams, links: Sequence[Link], name: st
     return written_keys(writer)
 
 
-def _hyperparameters(config: Mapping[str, Any], hp: Hparams, file_type: int, mtp: bool) -> Keys:
+def hyperparameters(config: Mapping[str, Any], hp: Hparams, file_type: int, mtp: bool = True) -> Keys:
+    """The keys below glm-dsa., and general.file_type among them, from config.json."""
     _refuse_unknown(config)
     keys: Keys = {}
 
