@@ -132,6 +132,13 @@ def mask_bits(tc: Any, mask: Any) -> Any:
 
 
 @primitive
+def mask_from(tc: Any, bits: Any) -> Any:
+    """The mask of 8, 16, 32 or 64 lanes whose lane k is set where bit k of an unsigned integer is."""
+    vector = Vector(types.boolean, bits.bitwidth)
+    return vector(bits), lambda context, builder, sig, args: builder.bitcast(args[0], vector.llvm)
+
+
+@primitive
 def lowest_lane(tc: Any, bits: Any) -> Any:
     """The first lane that is set in mask_bits(); 64 where none is."""
 

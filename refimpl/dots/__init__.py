@@ -23,6 +23,7 @@ Array = NDArray[Any]
 # The activations that ggml quantizes for each format's dot product.
 PARTNERS = MappingProxyType({"q8_0": "q8_0", "q5_0": "q8_0", "q4_k": "q8_k", "q6_k": "q8_k"})
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
+KERNELS = MappingProxyType({"generic": "_simd", "generic-fma": "_simd", "avx2": "_simd", "tiled": "_jit"})
 LANES = 16
 TILE = 1 << 17  # decoded weights that are multiplied at a time: 512 KiB
 
@@ -127,7 +128,7 @@ def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: st
     acts = planes.split(encode(x, activation, encoder, reference), kind)
     if order == "tiled" and activation != "q8_k":
         order = "avx2"
-    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}" + "_jit" * (not reference))
+    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{'' if reference else KERNELS[order]}")
     fused = [order == "generic-fma"] if order.startswith("generic") else []
 
     def work(rows: slice) -> Array:

@@ -1,0 +1,151 @@
+"""The orders `avx2` and `generic` on vectors for blocks of 32: the bits of avx2_jit and generic_jit.
+
+4 rows at a time: a row's block is 8 lanes of integers. Codes are taken as unsigned, `bias` too large, and what that is
+too much has been taken off before: `fours` holds -bias times the sums of 4 activations each, where the lanes start.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, fill, inlined, select
+from refimpl.arith.simd_dot import add_fours, fma
+from refimpl.arith.simd_lanes import convert, decode_half, join, mask_from, permutation, reinterpret
+from refimpl.arith.simd_memory import get, load, peek, prefetch, store
+from refimpl.quants.formats import Q5_0, Q8_0
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+ROWS = 4  # the fewest that the kernels take
+AHEAD = 4096  # bytes that are asked for before they are read
+ZERO = np.float32(0)
+Q8_0_BYTES, Q8_0_QS = Q8_0.block.itemsize, Q8_0.offset("qs")
+Q5_0_BYTES, Q5_0_QH, Q5_0_QS = Q5_0.block.itemsize, Q5_0.offset("qh"), Q5_0.offset("qs")
+
+EACH_8 = permutation([k for k in range(4) for _ in range(8)])
+FOUR_TIMES = permutation([*range(8)] * 4)
+
+
+def _half(lanes: int, high: int) -> Any:
+    """The lower or upper half of each of 4 groups of lanes."""
+    return permutation([g * lanes + high * lanes // 2 + k for g in range(4) for k in range(lanes // 2)])
+
+
+LOW_4, HIGH_4, LOW_2, HIGH_2, LOW_1, HIGH_1 = (_half(n, high) for n in (8, 4, 2) for high in (0, 1))
+
+
+@jit
+def sum_fours(acts: Codes, bias: int) -> Ints:
+    """Minus bias times the sums of 4 activations: [t, n] int8 -> [t, n/4] int32; n a multiple of 32."""
+    out = np.empty((acts.shape[0], acts.shape[1] // 4), np.int32)
+    for i in range(0, acts.size, 32):
+        fours = add_fours(fill(np.int32(0), 8), fill(np.uint8(1), 32), load(acts, i, 32))
+        store(out, i // 4, fours * np.int32(-bias))
+    return out
+
+
+@inlined
+def codes_q8_0(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]: code + 128."""
+    return load(raw, at + Q8_0_QS, 32) ^ np.uint8(128)
+
+
+@inlined
+def fold(v: Lanes) -> Lanes:
+    """Four sums of 8 lanes each: see avx2.fold."""
+    v = HIGH_4(v) + LOW_4(v)
+    v = LOW_2(v) + HIGH_2(v)
+    return LOW_1(v) + HIGH_1(v)
+
+
+@inlined
+def codes_q5_0(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]: code + 16. Bit k of qh is the fifth bit of code k."""
+    q = load(raw, at + Q5_0_QS, 16)
+    low = join(q & np.uint8(15), q >> np.uint8(4))
+    return select(mask_from(peek(raw, at + Q5_0_QH, np.uint32)), low | np.uint8(16), low)
+
+
+@inlined
+def total_rows(codes: Any, raw: Bytes, at: int, row: int, y: Lanes, start: Lanes) -> Lanes:
+    """The integers of a block of 4 rows, int32 [4 x 8]; y [32] the activations, start [8] where the lanes start."""
+    q = join(
+        join(codes(raw, at), codes(raw, at + row)), join(codes(raw, at + 2 * row), codes(raw, at + 3 * row))
+    )
+    return add_fours(FOUR_TIMES(start), q, join(join(y, y), join(y, y)))
+
+
+@inlined
+def load_steps(raw: Bytes, at: int, row: int) -> Lanes:
+    """The fp16 at a byte of 4 rows, float32 [4]."""
+    a, b = load(raw, at, 2), load(raw, at + row, 2)
+    c, d = load(raw, at + 2 * row, 2), load(raw, at + 3 * row, 2)
+    return decode_half(reinterpret(join(join(a, b), join(c, d)), np.uint16))
+
+
+@inlined
+def multiply_avx2(
+    codes: Any, size: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats
+) -> None:
+    """The order avx2: blocks of `size` bytes that begin with d, 4 rows or more."""
+    m, (tokens, blocks) = raw.shape[0], act_d.shape
+    row = blocks * size
+    for start in range(0, m, 4):
+        r = min(start, m - 4)
+        for t in range(tokens):
+            lanes = fill(ZERO, 32)
+            for b in range(blocks):
+                at, i = r * row + b * size, t * blocks + b
+                for k in range(4):
+                    prefetch(raw, at + k * row + AHEAD)
+                total = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
+                step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
+                lanes = fma(EACH_8(step), convert(total, np.float32), lanes)
+            store(out, t * m + r, fold(lanes))
+
+
+@inlined
+def multiply_generic(
+    codes: Any, size: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    """The order generic: blocks of `size` bytes that begin with d, 4 rows or more."""
+    m, (tokens, blocks) = raw.shape[0], act_d.shape
+    row = blocks * size
+    for start in range(0, m, 4):
+        r = min(start, m - 4)
+        for t in range(tokens):
+            result = fill(ZERO, 4)
+            for b in range(blocks):
+                at, i = r * row + b * size, t * blocks + b
+                for k in range(4):
+                    prefetch(raw, at + k * row + AHEAD)
+                lanes = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
+                total = convert(fold(lanes), np.float32)
+                step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
+                result = fma(step, total, result) if fused else result + step * total
+            store(out, t * m + r, result)
+
+
+@jit
+def avx2_q8_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q8_0, Q8_0_BYTES, raw, acts, act_d, fours, out)
+
+
+@jit
+def avx2_q5_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q5_0, Q5_0_BYTES, raw, acts, act_d, fours, out)
+
+
+@jit
+def generic_q8_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
+    multiply_generic(codes_q8_0, Q8_0_BYTES, raw, acts, act_d, fours, fused, out)
+
+
+@jit
+def generic_q5_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
+    multiply_generic(codes_q5_0, Q5_0_BYTES, raw, acts, act_d, fours, fused, out)
