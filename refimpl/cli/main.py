@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Check a quantized GGUF against the BF16 checkpoint that it claims to come from.",
     "convert": "Write a GLM-5.1 checkpoint as a GGUF of BF16, F16 or F32, as convert_hf_to_gguf does.",
     "quantize": "Quantize a GLM-5.1 model by a recipe, with llama-quantize's bytes.",
+    "slice": "Cut a small, whole model out of a big file, without touching the rest.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
     "run": "Generate text or tokens, streaming.",
     "logits": "Print the likeliest next tokens after each token, or write all logits.",

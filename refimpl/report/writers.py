@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from refimpl.writers.convert import Converted
     from refimpl.writers.plan import Note
     from refimpl.writers.quantize import Quantized
+    from refimpl.writers.slice import Sliced
 
 SHOWN = 3  # notes of one kind, fallbacks
 
@@ -50,6 +51,15 @@ def print_quantized(done: "Quantized", out: "Console", seconds: float) -> None:
     out.print(
         f"{name}   {done.recipe.name} · {done.build} · {gigabytes(done.size)} · {len(plan.tensors):,} tensors · "
         f"{count(plan.weights)} weights · {bits:.2f} bits/weight{rate}",
+        soft_wrap=True,
+    )
+
+
+def print_sliced(done: "Sliced", out: "Console", seconds: float) -> None:
+    """One line."""
+    out.print(
+        f"{clean(done.file)}   {len(done.layers):,} layers · {len(done.experts):,} experts · {gigabytes(done.size)} · "
+        f"{done.tensors:,} tensors · {count(done.weights)} weights   {seconds:,.1f} s",
         soft_wrap=True,
     )
 
