@@ -112,7 +112,6 @@ def guard(array, offset):
 
 def multiply(twin, fmt, order, raw, acts, out):
     module, fused = ORDERS[order]
-    twin = "jit" if module == "tiled" else twin
     a = planes.split(acts, activations[dots.PARTNERS[fmt]])
     import_module(f"refimpl.dots.{module}_{twin}").multiply(find_codec(fmt).id, raw, *a, *fused, out)
 

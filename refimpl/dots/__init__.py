@@ -23,7 +23,7 @@ Array = NDArray[Any]
 # The activations that ggml quantizes for each format's dot product.
 PARTNERS = MappingProxyType({"q8_0": "q8_0", "q5_0": "q8_0", "q4_k": "q8_k", "q6_k": "q8_k"})
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
-KERNELS = MappingProxyType({"generic": "_simd", "generic-fma": "_simd", "avx2": "_simd", "tiled": "_jit"})
+KERNELS = MappingProxyType({"generic": "_simd", "generic-fma": "_simd", "avx2": "_simd", "tiled": "_simd"})
 LANES = 16
 TILE = 1 << 17  # decoded weights that are multiplied at a time: 512 KiB
 

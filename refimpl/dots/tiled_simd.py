@@ -1,0 +1,251 @@
+"""The order `tiled` on vectors: the bits of tiled_jit.
+
+Tokens are lanes: 32 of them meet 4 rows at a time. 16 rows are taken apart once and meet every token. Codes are made
+unsigned; what that is too much (the bias times the scale) is taken off by the sums of the activations, as mins are.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, fill, inlined
+from refimpl.arith.simd_dot import add_fours, fma, multiply_words
+from refimpl.arith.simd_lanes import convert, decode_half, first, high_half, join, reinterpret
+from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
+from refimpl.dots import tiled_jit
+from refimpl.quants.formats import Q4_K, Q6_K
+from refimpl.quants.six_bit_simd import unpack_scales
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+Shorts = NDArray[np.int16]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+TOKENS, ROWS, TOGETHER = 32, 16, 4  # lanes; rows taken apart at a time; rows multiplied at a time
+BLOCK, GROUPS = 256, 16
+ZERO, NONE = np.float32(0), np.int32(0)
+
+
+@inlined
+def unpack_q4_k(raw: Bytes, at: int, q: Bytes, i: int, scales: Ints, low: Shorts, j: int) -> Any:
+    """Take one block apart: codes to q[i], scales to scales[j], mins to low[j], a group of 16 each. Returns d, dmin."""
+    for k in range(4):
+        v = load(raw, at + 16 + 32 * k, 32)
+        store(q, i + 64 * k, v & np.uint8(15))
+        store(q, i + 64 * k + 32, v >> np.uint8(4))
+    scale, least = unpack_scales(raw, at + 4)
+    store(scales, j, convert(scale, np.int32))
+    store(low, j, convert(least, np.int16))
+    d = decode_half(reinterpret(load(raw, at, 4), np.uint16))
+    return first(d), first(high_half(d))
+
+
+@inlined
+def unpack_q6_k(raw: Bytes, at: int, q: Bytes, i: int, scales: Ints, low: Shorts, j: int) -> Any:
+    """Take one block apart: codes as 0..63, so that low is 32 times the scale."""
+    for h in range(2):
+        v, high = load(raw, at + 64 * h, 64), load(raw, at + 128 + 32 * h, 32)
+        top = join(high << np.uint8(4), high << np.uint8(2)) & np.uint8(0x30)
+        store(q, i + 128 * h, (v & np.uint8(15)) | top)
+        top = join(high, high >> np.uint8(2)) & np.uint8(0x30)
+        store(q, i + 128 * h + 64, (v >> np.uint8(4)) | top)
+    scale = reinterpret(load(raw, at + 192, 16), np.int8)
+    store(scales, j, convert(scale, np.int32))
+    store(low, j, convert(scale, np.int16) << np.int16(5))
+    return first(decode_half(reinterpret(load(raw, at + 208, 2), np.uint16))), ZERO
+
+
+@inlined
+def spread(q: Bytes, i: int) -> Lanes:
+    """uint8 [128]: 4 codes, for every token."""
+    return reinterpret(fill(peek(q, i, np.uint32), 32), np.uint8)
+
+
+@inlined
+def spread_pair(low: Shorts, i: int) -> Lanes:
+    """int16 [64]: 2 neighbours, for every token."""
+    return reinterpret(fill(peek(low, i, np.uint32), 32), np.int16)
+
+
+@inlined
+def multiply_block(
+    per: int,
+    q: Bytes,
+    i: int,
+    stride: int,
+    scales: Ints,
+    j: int,
+    low: Shorts,
+    acts: Codes,
+    c: int,
+    sums: Shorts,
+    s: int,
+) -> Any:
+    """The integers of a block of 4 rows and 32 tokens, and what comes off them: 8 times int32 [32].
+
+    per    : dwords of codes under one scale
+    q, low : at element i and j of the first row; rows are `stride` codes apart
+    acts   : from c on, dword by dword [64][32 tokens][4]; sums: from s on, pair by pair of groups [32 tokens][2]
+    """
+    groups = stride // (4 * per)
+    a, b, e, f = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
+    for g in range(64 // per):
+        ta, tb, te, tf = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
+        for k in range(per):
+            at = i + 4 * (g * per + k)
+            v = load(acts, c + 128 * (g * per + k), 128)
+            ta = add_fours(ta, spread(q, at), v)
+            tb = add_fours(tb, spread(q, at + stride), v)
+            te = add_fours(te, spread(q, at + 2 * stride), v)
+            tf = add_fours(tf, spread(q, at + 3 * stride), v)
+        a = a + ta * get(scales, j + g)
+        b = b + tb * get(scales, j + g + groups)
+        e = e + te * get(scales, j + g + 2 * groups)
+        f = f + tf * get(scales, j + g + 3 * groups)
+    oa, ob, oe, of = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
+    for g in range(0, 64 // per, 2):
+        v = load(sums, s + 32 * g, 64)
+        oa = oa + multiply_words(v, spread_pair(low, j + g))
+        ob = ob + multiply_words(v, spread_pair(low, j + g + groups))
+        oe = oe + multiply_words(v, spread_pair(low, j + g + 2 * groups))
+        of = of + multiply_words(v, spread_pair(low, j + g + 3 * groups))
+    return a, b, e, f, oa, ob, oe, of
+
+
+@inlined
+def add_block(
+    mins: bool, total: Lanes, off: Lanes, d: Any, dmin: Any, act_d: Lanes, acc: Floats, i: int
+) -> None:
+    """acc[i:] = fma(part, d', acc[i:]) of a row and 32 tokens. See tiled.multiply."""
+    if mins:
+        part = fill(d, 32) * convert(total, np.float32)
+        part = fma(fill(-dmin, 32), convert(off, np.float32), part)
+    else:
+        part = fill(d, 32) * convert(total - off, np.float32)
+    store(acc, i, fma(part, act_d, load(acc, i, 32)))
+
+
+@inlined
+def multiply_tiles(
+    unpack: Any,
+    per: int,
+    mins: bool,
+    size: int,
+    raw: Bytes,
+    acts: Codes,
+    sums: Shorts,
+    act_d: Floats,
+    out: Floats,
+) -> None:
+    """Rows of blocks of `size` bytes with tokens laid out by lay_out()."""
+    m, (tokens, _) = raw.shape[0], out.shape
+    blocks = raw.shape[1] // size
+    n, groups = blocks * BLOCK, blocks * 64 // per
+    q, scales, low = (
+        np.empty(ROWS * n, np.uint8),
+        np.empty(ROWS * groups, np.int32),
+        np.empty(ROWS * groups, np.int16),
+    )
+    d, dmin, acc = (
+        np.empty(ROWS * blocks, np.float32),
+        np.empty(ROWS * blocks, np.float32),
+        np.empty(ROWS * TOKENS, np.float32),
+    )
+    for r in range(0, m, ROWS):
+        for k in range(ROWS):
+            for b in range(blocks):
+                at = (min(r + k, m - 1) * blocks + b) * size
+                steps = unpack(raw, at, q, k * n + b * BLOCK, scales, low, k * groups + b * 64 // per)
+                put(d, k * blocks + b, steps[0])
+                put(dmin, k * blocks + b, steps[1])
+        for t in range(0, tokens, TOKENS):
+            acc[:] = ZERO
+            for b in range(blocks):
+                at = t // TOKENS * blocks + b
+                step = load(act_d, at * TOKENS, 32)
+                for k in range(0, ROWS, TOGETHER):
+                    found = multiply_block(
+                        per,
+                        q,
+                        k * n + b * BLOCK,
+                        n,
+                        scales,
+                        k * groups + b * 64 // per,
+                        low,
+                        acts,
+                        at * BLOCK * TOKENS,
+                        sums,
+                        at * 64 // per * TOKENS,
+                    )
+                    i = k * blocks + b
+                    add_block(mins, found[0], found[4], get(d, i), get(dmin, i), step, acc, k * TOKENS)
+                    i += blocks
+                    add_block(mins, found[1], found[5], get(d, i), get(dmin, i), step, acc, (k + 1) * TOKENS)
+                    i += blocks
+                    add_block(mins, found[2], found[6], get(d, i), get(dmin, i), step, acc, (k + 2) * TOKENS)
+                    i += blocks
+                    add_block(mins, found[3], found[7], get(d, i), get(dmin, i), step, acc, (k + 3) * TOKENS)
+            put_tile(acc, r, t, out)
+
+
+@inlined
+def put_tile(acc: Floats, r: int, t: int, out: Floats) -> None:
+    """acc [16 rows, 32 tokens] to out [t, m] from row r and token t on, as far as there are any."""
+    tokens, m = out.shape
+    for h in range(t, min(t + TOKENS, tokens), 16):
+        if r + ROWS <= m and h + 16 <= tokens:
+            transpose16(acc, h - t, TOKENS, out, h * m + r, m)
+        else:
+            for i in range(h, min(h + 16, tokens)):
+                for k in range(min(ROWS, m - r)):
+                    out[i, r + k] = acc[k * TOKENS + i - t]
+
+
+@jit
+def tiled_q4_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    """Rows of Q4_K with tokens."""
+    multiply_tiles(unpack_q4_k, 8, True, 144, raw, acts, sums, act_d, out)
+
+
+@jit
+def tiled_q6_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    """Rows of Q6_K with tokens."""
+    multiply_tiles(unpack_q6_k, 4, False, 210, raw, acts, sums, act_d, out)
+
+
+KERNELS = {Q4_K.id: (tiled_q4_k, 2), Q6_K.id: (tiled_q6_k, 1)}  # and how many groups of 16 a scale holds for
+
+
+def lay_out(acts: Codes, act_d: Floats, bsums: Shorts, joined: int) -> tuple[Codes, Shorts, Floats]:
+    """Tokens become lanes, 32 at a time; those that are missing are zero.
+
+    acts   : [t, n] -> [t/32, n/4, 32, 4]
+    bsums  : [t, n/16], added `joined` at a time -> [t/32, pairs, 32, 2]
+    act_d  : [t, blocks] -> [t/32, blocks, 32]
+    """
+    tokens = -(-len(acts) // TOKENS) * TOKENS
+
+    def turn(plane: NDArray[Any]) -> NDArray[Any]:
+        padded = plane
+        if tokens != len(plane):
+            padded = np.zeros((tokens, plane.shape[1]), plane.dtype)
+            padded[: len(plane)] = plane
+        return np.ascontiguousarray(padded.reshape(-1, TOKENS, plane.shape[1]).swapaxes(1, 2))
+
+    sums = np.ascontiguousarray(bsums.reshape(len(bsums), -1, joined).sum(2, dtype=np.int16))
+    return turn(acts.view(np.int32)).view(np.int8), turn(sums.view(np.int32)).view(np.int16), turn(act_d)
+
+
+def multiply(
+    fmt: int, raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, bsums: Shorts, out: Floats
+) -> None:
+    """Multiply rows of blocks with tokens, as tiled_jit.multiply does."""
+    if fmt in KERNELS:
+        kernel, joined = KERNELS[fmt]
+        codes, sums, steps = lay_out(acts, act_d, bsums, joined)
+        kernel(raw, codes, sums, steps, out)
+    else:
+        tiled_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
