@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refimpl import quants
+from refimpl.arith.builds import SITED, find_build
 from refimpl.quants.formats import Q4_K, Q6_K, formats
 from refimpl.quants.search_simd import STREAMED
 from tests.hard_weights import draw_cases, make_importance, make_weights
@@ -30,10 +31,15 @@ def portable(fmt):
     return import_module(f"refimpl.quants.{fmt.name}_jit")
 
 
-def encode(module, fmt, x, imatrix=None, rows_per_expert=1):
+def pick_build(fmt, build="strict"):
+    """The argument that encoders of formats with sites take."""
+    return [find_build(build, fmt.name)] if fmt.name in SITED else []
+
+
+def encode(module, fmt, x, imatrix=None, rows_per_expert=1, build="strict"):
     imatrix = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
     out = np.full((len(x), fmt.row_bytes(x.shape[1])), CANARY, np.uint8)
-    module.quantize(x, imatrix, rows_per_expert, out)
+    module.quantize(x, imatrix, rows_per_expert, out, *pick_build(fmt, build))
     return out
 
 
@@ -95,7 +101,7 @@ def test_nothing_outside_the_arrays_is_written_or_counts(fmt, offset):
             around_x[:x_at] = around_x[x_at + x.nbytes :] = 0xFF
             around_i[:i_at] = around_i[i_at + imatrix.nbytes :] = 0xFF
             out, memory, start = guard(np.zeros((3, fmt.row_bytes(3 * 256)), np.uint8), offset + 1)
-            vectors(fmt).quantize(x, imatrix, 3, out)
+            vectors(fmt).quantize(x, imatrix, 3, out, *pick_build(fmt))
             assert_guarded(memory, start, out.nbytes)
             assert np.array_equal(out, encode(portable(fmt), fmt, plain, importance, 3))
             y, memory, start = guard(np.zeros_like(plain), offset)
@@ -214,7 +220,7 @@ def run_kernel(fmt, x, imatrix):
     module = vectors(fmt)
     out, redo = np.empty((len(x), fmt.row_bytes(x.shape[1])), np.uint8), np.zeros(x.size // 256, bool)
     kernel = module.encode if fmt is Q6_K else module.encode_weighted if len(imatrix) else module.encode_plain
-    kernel(x, imatrix, 2, out, redo)
+    kernel(x, imatrix, 2, out, redo, *pick_build(fmt))
     return out.reshape(len(redo), -1), redo
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refimpl.arith import bits
+from refimpl.arith.builds import BUILDS, SITED, find_build
 from refimpl.quants import deviation, floats, grids, q5_0, rounding, search
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_reference, formats
 from tests.bits import assert_same_bits
@@ -49,12 +50,13 @@ def check_codec(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
         experts = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix
         per_expert = max(1, len(x) // max(1, len(experts)))
         spread = None if imatrix is None else imatrix[np.arange(len(x)) // per_expert]
-        blocks = reference.quantize(x, spread)
+        build = [find_build(draw.build, fmt.name)] if fmt.name in SITED else []
+        blocks = reference.quantize(x, spread, *build)
         raw = blocks.view(np.uint8)
         if hasattr(twin, "quantize"):
             out = poison(raw.shape, np.uint8)
-            twin.quantize(x, experts, per_expert, out)
-            yield "quantize", out, raw
+            twin.quantize(x, experts, per_expert, out, *build)
+            yield f"quantize {draw.build}", out, raw
         if hasattr(twin, "dequantize"):
             for what, source in (("dequantize", raw), ("dequantize any bytes", draw.bytes(raw.shape))):
                 y = poison(x.shape, np.float32)
@@ -141,23 +143,28 @@ def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
     x = draw.weights(32).reshape(-1, 16)[:4]
     weights = np.abs(draw.weights(32).reshape(-1, 16)[-len(x) :])
 
+    build = find_build(draw.build, "q4_k")
+
     def run(fit: Callable[..., Any], *arguments: Any, scratch: int = 1) -> list[Array]:
         results, codes = [], poison(x.shape, np.uint8)
         for i in range(len(x)):
             spare = [poison(x.shape[1], np.uint8)] * (scratch - 1)
-            results.append(fit(x[i], weights[i], *arguments, codes[i], *spare))
+            results.append(fit(x[i], weights[i], *arguments, codes[i], *spare, build))
         return [*np.float32(results).reshape(len(x), -1).T, codes.astype(np.int32)]
 
     scales, lows = gaussian(draw.rng, 2, len(x))
     codes = draw.bytes(x.shape) & 15
-    found = [twin.measure_error(x[i], weights[i], scales[i], lows[i], codes[i]) for i in range(len(x))]
-    yield "measure_error", np.float32(found), search.measure_error(x, weights, scales, lows, codes)
+    forms = build.QK_DIFF1, build.QK_ERR1
+    found = [
+        twin.measure_error(x[i], weights[i], scales[i], lows[i], codes[i], *forms) for i in range(len(x))
+    ]
+    yield "measure_error", np.float32(found), search.measure_error(x, weights, scales, lows, codes, *forms)
     start, step = np.float32(-0.9), np.float32(0.05)
     got = run(twin.fit_scale_min, 15, start, step, 36, scratch=2)
-    for g, w in zip(got, search.fit_scale_min(x, weights, 15, -0.9, 0.05, 36), strict=True):
+    for g, w in zip(got, search.fit_scale_min(x, weights, 15, -0.9, 0.05, 36, build), strict=True):
         yield "fit_scale_min", g, w
     for name, top in (("fit_scale", 32), ("fit_scale", 16), ("fit_positive", 63), ("fit_positive", 15)):
-        want = getattr(search, name)(x, weights, top)
+        want = getattr(search, name)(x, weights, top, build)
         for g, w in zip(run(getattr(twin, name), top), want, strict=True):
             yield name, g, w
 
@@ -228,9 +235,9 @@ for _name in find_twins():
 class Draw:
     """One example of the inputs: a seed, a kind of weights and of imatrix, and weights of Hypothesis."""
 
-    def __init__(self, seed: int, kind: str, importance: str, given: Array) -> None:
+    def __init__(self, seed: int, kind: str, importance: str, given: Array, build: str = "strict") -> None:
         self.rng, self.kind, self.given = np.random.default_rng(seed), kind, given
-        self.importance, self.imatrix = importance, None
+        self.importance, self.imatrix, self.build = importance, None, build
         self.rows = 2  # the interpreter is slow; vector kernels get more, or they leave it all to scalar code
 
     def weights(self, n: int) -> Array:
@@ -254,7 +261,12 @@ FINITE = hnp.arrays(np.uint32, st.integers(0, 40), elements=st.integers(0, 2**32
     lambda b: np.where(b & 0x7F800000 == 0x7F800000, b & 0xFF7FFFFF, b).view(np.float32)
 )
 DRAWS = st.builds(
-    Draw, st.integers(0, 2**32), st.sampled_from(list(KINDS)), st.sampled_from(list(IMPORTANCES)), FINITE
+    Draw,
+    st.integers(0, 2**32),
+    st.sampled_from(list(KINDS)),
+    st.sampled_from(list(IMPORTANCES)),
+    FINITE,
+    st.sampled_from(BUILDS),
 )
 QUIET = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(QUIET, max_examples=15 if numba.config.DISABLE_JIT else 120)
@@ -266,7 +278,9 @@ def check_all(name: str, twin: ModuleType, draw: Draw) -> None:
         draw.rows = 22
     with np.errstate(all="ignore"):
         for what, got, want in CASES[name.rpartition("_")[0]](twin, draw):
-            assert_same_bits(got, want, f"{name} {what}, {draw.kind}, imatrix {draw.importance}")
+            assert_same_bits(
+                got, want, f"{name} {what}, {draw.kind}, imatrix {draw.importance}, {draw.build}"
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)

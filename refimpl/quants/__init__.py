@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import BUILDS, SITED, Build, find_build
 from refimpl.quants.checks import NEAREST, ROW_ERRORS, compare, nearest, read_scales, scale_defects
 from refimpl.quants.formats import Format, find_codec, find_kernel, find_reference
 
 __all__ = [
+    "BUILDS",
     "NEAREST",
     "ROW_ERRORS",
     "NotFinite",
@@ -30,7 +32,6 @@ __all__ = [
 
 Array = NDArray[Any]
 
-BUILDS = ("strict",)
 CHUNK = 1 << 18  # weights: 1 MiB of float32
 FLOATS = MappingProxyType({"f16": "halves", "bf16": "bf16s"})
 
@@ -55,28 +56,28 @@ def quantize(
 
     x       : [..., n] float32, or uint16: bf16 bits
     imatrix : [n] float32, or [E, n] for x [E, m, n]
-    build   : whose compiler: "strict" rounds every operation
+    build   : whose compiler: "strict" rounds every operation, "gcc-fma" and "clang-arm64" fuse some (arith/builds.py)
     out     : [..., bytes] uint8, or None: a new array
     return  : [..., bytes] uint8
 
-    Raises: NotFinite for NaN or infinity in x; ValueError or TypeError for shapes and types that do not fit.
+    Raises: NotFinite for NaN or infinity in x; ValueError or TypeError for shapes and types that do not fit, and for a
+    build that is not known.
     """
     fmt = find_codec(fmt)
-    if build not in BUILDS:
-        raise ValueError(f"build {build!r} is not supported; there is {', '.join(BUILDS)}")
+    choices = find_build(build, fmt.name)
     _check(x, "x", (np.float32, np.uint16), 1)
     size = fmt.row_bytes(x.shape[-1])
     rows = np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
     importance = _importance(x.shape, imatrix)
     out, flat = _output(out, (*x.shape[:-1], size), np.uint8)
     if rows.size:
-        (_quantize_by_reference if reference else _quantize_by_kernel)(rows, fmt, importance, flat)
+        (_quantize_by_reference if reference else _quantize_by_kernel)(rows, fmt, importance, flat, choices)
     if not np.may_share_memory(flat, out):
         out[...] = flat.reshape(out.shape)
     return out
 
 
-def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Array) -> None:
+def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Array, build: Build) -> None:
     rows = _widen(rows, 0, None, "refimpl.arith.bits")
     per_expert = len(rows) // max(1, len(importance))
     if fmt.weights == 1:
@@ -86,18 +87,18 @@ def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Arr
         return
     weights = importance[np.arange(len(rows)) // per_expert] if len(importance) else None
     with np.errstate(all="ignore"):
-        blocks = find_reference(fmt).quantize(rows, weights)
+        blocks = find_reference(fmt).quantize(rows, weights, *_pass(build, fmt))
     out[:] = blocks.view(np.uint8)
 
 
-def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, out: Array) -> None:
+def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, out: Array, build: Build) -> None:
     """Widen, check and encode some rows at a time, so that they stay in the second-level cache meanwhile."""
     n, experts = rows.shape[1], max(1, len(importance))
     per_expert, most = len(rows) // experts, max(1, CHUNK // n)
     room = allocate((min(most, len(rows)), n), np.float32) if rows.dtype == np.uint16 else None
     for part, some in _cut(per_expert, experts, most):
         x = _widen(rows[part], part.start, room, "refimpl.arith.bits_simd")
-        _encode(x, fmt, importance[some], per_expert, out[part])
+        _encode(x, fmt, importance[some], per_expert, out[part], build)
 
 
 def _cut(per_expert: int, experts: int, most: int) -> Iterator[tuple[slice, slice]]:
@@ -113,7 +114,12 @@ def _cut(per_expert: int, experts: int, most: int) -> Iterator[tuple[slice, slic
                 yield slice(row, min(row + most, (e + 1) * per_expert)), slice(e, e + 1)
 
 
-def _encode(x: Array, fmt: Format, importance: Array, per_expert: int, out: Array) -> None:
+def _pass(build: Build, fmt: Format) -> tuple[Build, ...]:
+    """The argument that the encoder of a format with sites takes, and others do not."""
+    return (build,) if fmt.name in SITED else ()
+
+
+def _encode(x: Array, fmt: Format, importance: Array, per_expert: int, out: Array, build: Build) -> None:
     if fmt.name == "f32":
         out[:] = x.view(np.uint8)
     elif fmt.weights == 1:
@@ -122,7 +128,7 @@ def _encode(x: Array, fmt: Format, importance: Array, per_expert: int, out: Arra
         kernel(x, bits)
         out[:] = bits.view(np.uint8)
     else:
-        find_kernel(fmt, "quantize")(x, importance, per_expert, out)
+        find_kernel(fmt, "quantize")(x, importance, per_expert, out, *_pass(build, fmt))
 
 
 def dequantize(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.quants.formats import Format
 
 
@@ -18,27 +19,29 @@ def encode(
     imatrix: NDArray[np.float32],
     rows_per_expert: int,
     out: NDArray[np.uint8],
+    build: Build,
 ) -> None:
     """Run a vector kernel over all blocks, then the scalar encoder over those it flags.
 
     together : the least number of blocks that the kernel takes
-    kernel   : (x, imatrix, rows_per_expert, out, redo), redo [blocks] bool written
-    scalar   : (x, imatrix, rows_per_expert, out)
+    kernel   : (x, imatrix, rows_per_expert, out, redo, build), redo [blocks] bool written
+    scalar   : (x, imatrix, rows_per_expert, out, build)
     x, imatrix, rows_per_expert, out : as in every quantize(): [R, n], [E, n], [R, bytes]
     """
     if x.size < together * fmt.weights:
         more, importance = repeat_rows(x, imatrix, rows_per_expert, together * fmt.weights)
         raw = np.empty((len(more), out.shape[1]), np.uint8)
-        encode(fmt, together, kernel, scalar, more, importance, 1, raw)
+        encode(fmt, together, kernel, scalar, more, importance, 1, raw, build)
         out[:] = raw[: len(x)]
         return
     redo = np.zeros(x.size // fmt.weights, np.bool_)
-    kernel(x, imatrix, rows_per_expert, out, redo)
+    kernel(x, imatrix, rows_per_expert, out, redo, build)
     if redo.any():
         again = np.flatnonzero(redo)
         raw = np.empty((len(again), fmt.block.itemsize), np.uint8)
         weights = np.ascontiguousarray(x.reshape(-1, fmt.weights)[again])
-        scalar(weights, pick_importance(fmt, again, x.shape[1], imatrix, rows_per_expert), 1, raw)
+        importance = pick_importance(fmt, again, x.shape[1], imatrix, rows_per_expert)
+        scalar(weights, importance, 1, raw, build)
         out.reshape(-1, fmt.block.itemsize)[again] = raw
 
 

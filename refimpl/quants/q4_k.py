@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, nearest_int
+from refimpl.arith.builds import STRICT, Build
+from refimpl.arith.fused import add_product, add_products, nearest_product
 from refimpl.arith.sums import add_up
 from refimpl.quants.formats import Q4_K, Parts
 from refimpl.quants.search import fit_positive, fit_scale_min
@@ -129,19 +131,19 @@ def measure_codes(blocks: Records, x: Floats) -> Codes:
     return np.where((step == 0)[..., None], 0, far).reshape(x.shape)
 
 
-def weigh_plain(subs: Floats) -> Floats:
+def weigh_plain(subs: Floats, build: Build) -> Floats:
     """Weigh without an imatrix: root mean square of the sub-block + |x|. subs, return : [S, 32] float32."""
-    mean = np.sqrt(add_up(subs * subs) / np.float32(SUB))  # ROW_SUMX2
+    mean = np.sqrt(add_products(build.ROW_SUMX2, subs, subs) / np.float32(SUB))
     return mean[:, None] + np.abs(subs)
 
 
-def weigh_by_imatrix(blocks: Floats, imatrix: Floats) -> Floats:
+def weigh_by_imatrix(blocks: Floats, imatrix: Floats, build: Build) -> Floats:
     """Weigh with an imatrix: imatrix * sqrt(2 * mean x^2 of the block + x^2). All [N, 256] float32."""
-    sigma2 = np.float32(2) * add_up(blocks * blocks) / np.float32(Q4_K.weights)  # ROW_SUMX2
-    return imatrix * np.sqrt(sigma2[:, None] + blocks * blocks)  # ROW_W
+    sigma2 = np.float32(2) * add_products(build.ROW_SUMX2, blocks, blocks) / np.float32(Q4_K.weights)
+    return imatrix * np.sqrt(add_product(build.ROW_W, sigma2[:, None], blocks, blocks))
 
 
-def share_scale(scales: Floats) -> tuple[Floats, Codes]:
+def share_scale(scales: Floats, build: Build) -> tuple[Floats, Codes]:
     """Express 8 scales as multiples 0..63 of one: the largest becomes 63.
 
     scales : [N, 8] float32; a negative one wraps to a byte and becomes 63
@@ -150,11 +152,11 @@ def share_scale(scales: Floats) -> tuple[Floats, Codes]:
     largest = scales.max(1)
     largest = np.where(largest > 0, largest, np.float32(0))  # +0, also for -0
     inverse = np.where(largest > 0, np.float32(63) / largest, np.float32(0))
-    codes = nearest_int(inverse[:, None] * scales) & 255  # ROW_NISC
+    codes = nearest_product(build.ROW_NISC, inverse[:, None], scales) & 255
     return largest / np.float32(63), np.minimum(codes, 63)
 
 
-def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) -> Records:
     """Encode rows of weights to Q4_K blocks.
 
     Fit scale and min of each sub-block, express them in 6 bits, then round every weight anew under the scales
@@ -164,21 +166,21 @@ def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
     imatrix : [R, n] float32, or None
     return  : [R, n/256] Q4_K records
 
-    Rounds: every operation, to float32; d and dmin once more, to fp16.
+    Rounds: every operation, to float32, but what `build` fuses; d and dmin once more, to fp16.
     Source: ggml-quants.c quantize_row_q4_K_ref, quantize_row_q4_K_impl, llama.cpp 0c1e570.
     """
     rows = x.reshape(-1, Q4_K.weights)
     subs = x.reshape(-1, SUB)
     if imatrix is None:
-        scale, low, codes = fit_scale_min(subs, weigh_plain(subs), 15, *PLAIN_TRIALS)
-        d, scales = share_scale(scale.reshape(-1, SUBS))
-        dmin, mins = share_scale(low.reshape(-1, SUBS))
+        scale, low, codes = fit_scale_min(subs, weigh_plain(subs, build), 15, *PLAIN_TRIALS, build)
+        d, scales = share_scale(scale.reshape(-1, SUBS), build)
+        dmin, mins = share_scale(low.reshape(-1, SUBS), build)
     else:
-        weights = weigh_by_imatrix(rows, imatrix.reshape(rows.shape)).reshape(subs.shape)
-        scale, low, codes = fit_scale_min(subs, weights, 15, *IMATRIX_TRIALS)
+        weights = weigh_by_imatrix(rows, imatrix.reshape(rows.shape), build).reshape(subs.shape)
+        scale, low, codes = fit_scale_min(subs, weights, 15, *IMATRIX_TRIALS, build)
         sums = add_up(weights).reshape(-1, SUBS)
-        d, scales = fit_positive(scale.reshape(-1, SUBS), sums, 63)
-        dmin, mins = fit_positive(low.reshape(-1, SUBS), sums, 63)
+        d, scales = fit_positive(scale.reshape(-1, SUBS), sums, 63, build)
+        dmin, mins = fit_positive(low.reshape(-1, SUBS), sums, 63, build)
     blocks = np.zeros(len(rows), Q4_K.block)
     blocks["d"].view(np.uint16)[:] = encode_half(d)
     blocks["dmin"].view(np.uint16)[:] = encode_half(dmin)

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits_jit import decode_half, encode_half, nearest_int
+from refimpl.arith.bits_jit import decode_half, encode_half
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
+from refimpl.arith.simd_fused import add_product, nearest_product
 from refimpl.quants.formats import Q4_K
 from refimpl.quants.search_jit import fit_positive, fit_scale_min, round_code
 
@@ -63,30 +65,30 @@ def dequantize_block(block: Bytes, y: Floats) -> None:
 
 
 @jit
-def weigh_plain(x: Floats, weights: Floats) -> None:
+def weigh_plain(x: Floats, weights: Floats, build: Build) -> None:
     """Weigh a block without an imatrix: root mean square of the sub-block + |x|. Both [256] float32."""
     for at in range(0, WEIGHTS, SUB):
         total = ZERO
         for i in range(at, at + SUB):
-            total += x[i] * x[i]  # ROW_SUMX2
+            total = add_product(build.ROW_SUMX2, total, x[i], x[i])
         mean = np.sqrt(total / SUB_SIZE)
         for i in range(at, at + SUB):
             weights[i] = mean + abs(x[i])
 
 
 @jit
-def weigh_by_imatrix(x: Floats, imatrix: Floats, weights: Floats) -> None:
+def weigh_by_imatrix(x: Floats, imatrix: Floats, weights: Floats, build: Build) -> None:
     """Weigh a block with an imatrix: imatrix * sqrt(2 * mean x^2 + x^2). All [256] float32."""
     total = ZERO
     for i in range(WEIGHTS):
-        total += x[i] * x[i]  # ROW_SUMX2
+        total = add_product(build.ROW_SUMX2, total, x[i], x[i])
     sigma2 = TWO * total / BLOCK_SIZE
     for i in range(WEIGHTS):
-        weights[i] = imatrix[i] * np.sqrt(sigma2 + x[i] * x[i])  # ROW_W
+        weights[i] = imatrix[i] * np.sqrt(add_product(build.ROW_W, sigma2, x[i], x[i]))
 
 
 @jit
-def share_scale(scales: Floats, codes: Bytes) -> Any:
+def share_scale(scales: Floats, codes: Bytes, build: Build) -> Any:
     """Express 8 scales as multiples 0..63 of one, and return it. A negative scale wraps and becomes 63."""
     largest = ZERO
     for j in range(SUBS):
@@ -94,7 +96,7 @@ def share_scale(scales: Floats, codes: Bytes) -> Any:
             largest = scales[j]
     inverse = LARGEST / largest if largest > ZERO else ZERO
     for j in range(SUBS):
-        codes[j] = min(63, nearest_int(inverse * scales[j]) & 255)  # ROW_NISC
+        codes[j] = min(63, nearest_product(build.ROW_NISC, inverse, scales[j]) & 255)
     return largest / LARGEST
 
 
@@ -122,17 +124,19 @@ def round_and_pack(x: Floats, codes: Bytes, block: Bytes) -> None:
 
 
 @jit
-def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, weights: Floats) -> None:
+def quantize_block(
+    x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, weights: Floats, build: Build
+) -> None:
     """Encode one block. x : [256]; imatrix : [256] or [0]: none; codes and weights [256] are scratch."""
     trial = np.empty(SUB, np.uint8)
     fitted, lows, sums = np.empty(SUBS, np.float32), np.empty(SUBS, np.float32), np.empty(SUBS, np.float32)
     scales, mins = np.empty(SUBS, np.uint8), np.empty(SUBS, np.uint8)
     weighted = imatrix.size > 0
     if weighted:
-        weigh_by_imatrix(x, imatrix, weights)
+        weigh_by_imatrix(x, imatrix, weights, build)
         start, step, steps = IMATRIX_START, IMATRIX_STEP, IMATRIX_STEPS
     else:
-        weigh_plain(x, weights)
+        weigh_plain(x, weights, build)
         start, step, steps = PLAIN_START, PLAIN_STEP, PLAIN_STEPS
     for j in range(SUBS):
         at, end = j * SUB, (j + 1) * SUB
@@ -140,12 +144,13 @@ def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, weigh
         for i in range(at, end):
             sums[j] += weights[i]
         fitted[j], lows[j] = fit_scale_min(
-            x[at:end], weights[at:end], 15, start, step, steps, codes[at:end], trial
+            x[at:end], weights[at:end], 15, start, step, steps, codes[at:end], trial, build
         )
     if weighted:
-        d, dmin = fit_positive(fitted, sums, 63, scales), fit_positive(lows, sums, 63, mins)
+        d = fit_positive(fitted, sums, 63, scales, build)
+        dmin = fit_positive(lows, sums, 63, mins, build)
     else:
-        d, dmin = share_scale(fitted, scales), share_scale(lows, mins)
+        d, dmin = share_scale(fitted, scales, build), share_scale(lows, mins, build)
     store_scales(d, dmin, scales, mins, block)
     round_and_pack(x, codes, block)
 
@@ -160,7 +165,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
 
 @jit
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows.
 
     x       : [R, n] float32, finite
@@ -174,7 +179,8 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
             at, end = b * WEIGHTS, (b + 1) * WEIGHTS
             if imatrix.shape[0] > 0:
                 importance = imatrix[r // rows_per_expert, at:end]
-            quantize_block(x[r, at:end], importance, out[r, b * BYTES : (b + 1) * BYTES], codes, weights)
+            block = out[r, b * BYTES : (b + 1) * BYTES]
+            quantize_block(x[r, at:end], importance, block, codes, weights, build)
 
 
 @jit

@@ -8,8 +8,10 @@ nearest_int wraps there), and zero scales over weights that differ (ggml then ke
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_fused import add_product
 from refimpl.arith.simd_lanes import convert, decode_half, first, high_half, mask_bits, reinterpret
 from refimpl.arith.simd_memory import fence, get, load, prefetch, put, stack, store
 from refimpl.quants import fallback_simd, q4_k_jit
@@ -44,7 +46,7 @@ CHUNK = 2048  # weights of TOGETHER blocks
 INFINITY = np.float32(np.inf)
 
 
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows of weights: the bytes of q4_k_jit.quantize.
 
     x       : [R, n] float32, finite
@@ -52,7 +54,8 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out     : [R, n/256*144] uint8, written
     """
     kernel = encode_weighted if len(imatrix) else encode_plain
-    fallback_simd.encode(Q4_K, TOGETHER, kernel, q4_k_jit.quantize, x, imatrix, rows_per_expert, out)
+    scalar = q4_k_jit.quantize
+    fallback_simd.encode(Q4_K, TOGETHER, kernel, scalar, x, imatrix, rows_per_expert, out, build)
 
 
 @jit
@@ -62,6 +65,7 @@ def encode_plain(
     rows_per_expert: int,
     out: Bytes,
     redo: NDArray[np.bool_],
+    build: Build,
 ) -> None:
     """Encode 8 or more blocks, 8 at a time; where the last 8 are not whole, they reach back."""
     s, c = allocate(), allocate_scales()
@@ -69,10 +73,10 @@ def encode_plain(
     for start in range(0, blocks, TOGETHER):
         block = min(start, blocks - TOGETHER)
         lay_out(x, block * 256, s.values)
-        weigh_plain(s)
-        search(s, np.float32(-1), np.float32(0.1), 21)
+        weigh_plain(s, build)
+        search(s, np.float32(-1), np.float32(0.1), 21, build)
         for k in range(TOGETHER):
-            round_scales(s, c, k)
+            round_scales(s, c, k, build)
         for k in range(TOGETHER):
             redo[block + k] = write_block(x, block + k, s, c, k, out)
 
@@ -84,6 +88,7 @@ def encode_weighted(
     rows_per_expert: int,
     out: Bytes,
     redo: NDArray[np.bool_],
+    build: Build,
 ) -> None:
     """The same by an imatrix: other weights, finer steps, and scales that are fitted in their turn."""
     s, c = allocate(), allocate_scales()
@@ -94,25 +99,25 @@ def encode_weighted(
         gather(imatrix, rows_per_expert, per_row, block, TOGETHER, 256, wanted)
         lay_out(x, block * 256, s.values)
         lay_out(wanted, 0, s.importance)
-        measure_spread(x, block * 256, sigma2)
-        weigh_by_imatrix(s, sigma2)
-        search(s, np.float32(-0.9), np.float32(0.05), 37)
-        fit_scales(s, c)
+        measure_spread(x, block * 256, sigma2, build)
+        weigh_by_imatrix(s, sigma2, build)
+        search(s, np.float32(-0.9), np.float32(0.05), 37, build)
+        fit_scales(s, c, build)
         for k in range(TOGETHER):
             redo[block + k] = write_block(x, block + k, s, c, k, out)
 
 
 @inlined
-def measure_spread(x: Floats, at: int, sigma2: Scratch) -> None:
+def measure_spread(x: Floats, at: int, sigma2: Scratch, build: Build) -> None:
     """2*Σx²/256 of 8 blocks, added in order, for each sub-block's lane. Four at a time hide the latency."""
     for k in range(0, TOGETHER, 4):
         a, b, c, d = ZERO, ZERO, ZERO, ZERO
         for i in range(at + 256 * k, at + 256 * k + 256):
             va, vb, vc, vd = get(x, i), get(x, i + 256), get(x, i + 512), get(x, i + 768)
-            a += va * va
-            b += vb * vb
-            c += vc * vc
-            d += vd * vd
+            a = add_product(build.ROW_SUMX2, a, va, va)
+            b = add_product(build.ROW_SUMX2, b, vb, vb)
+            c = add_product(build.ROW_SUMX2, c, vc, vc)
+            d = add_product(build.ROW_SUMX2, d, vd, vd)
         for j in range(8):
             put(sigma2, 8 * k + j, np.float32(2) * a / np.float32(256))
             put(sigma2, 8 * k + 8 + j, np.float32(2) * b / np.float32(256))

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, truncate
-from refimpl.arith.sums import add_up
+from refimpl.arith.builds import STRICT, Build
+from refimpl.arith.fused import add_product, add_products
 from refimpl.quants.formats import Q5_0, Parts
 from refimpl.quants.rounding import measure_trials
 from refimpl.quants.search import find_peak, fit_scale
@@ -44,7 +45,7 @@ def dequantize(blocks: Records) -> Floats:
     return d[:, None] * (unpack_codes(blocks) - 16).astype(np.float32)
 
 
-def round_codes(x: Floats) -> tuple[Floats, Codes]:
+def round_codes(x: Floats, build: Build = STRICT) -> tuple[Floats, Codes]:
     """Round each block under 1/d, before d becomes fp16: the encoder without an imatrix.
 
     d = peak / -16,  q[i] = min(31, trunc(x[i] * (1/d) + 16.5)); 1/d is 0 for d = 0
@@ -56,7 +57,7 @@ def round_codes(x: Floats) -> tuple[Floats, Codes]:
     """
     d = find_peak(x) / np.float32(-16)
     inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
-    shifted = x * inverse[:, None] + np.float32(16.5)  # REF_RND
+    shifted = add_product(build.REF_RND, np.float32(16.5), x, inverse[:, None])
     byte = truncate(shifted) & 255  # as int8, so that 128 and above are negative and stay under 31
     return d, np.where(byte < 128, np.minimum(byte, 31), byte).astype(np.int32) & 31
 
@@ -80,7 +81,7 @@ def measure_codes(blocks: Records, x: Floats) -> Codes:
     return np.where((blocks["d"] == 0)[:, None], 0, far)
 
 
-def weigh(x: Floats, imatrix: Floats) -> Floats:
+def weigh(x: Floats, imatrix: Floats, build: Build) -> Floats:
     """Weigh each weight for the search: imatrix * sqrt(mean x^2 of the row + x^2).
 
     x, imatrix : [R, n] float32
@@ -88,26 +89,26 @@ def weigh(x: Floats, imatrix: Floats) -> Floats:
 
     Rounds: every operation, to float32, the sum over the row in ascending order.
     """
-    sigma2 = add_up(x * x) / np.float32(x.shape[1])  # ROW_SUMX2
-    return imatrix * np.sqrt(sigma2[:, None] + x * x)  # ROW_W
+    sigma2 = add_products(build.ROW_SUMX2, x, x) / np.float32(x.shape[1])
+    return imatrix * np.sqrt(add_product(build.ROW_W, sigma2[:, None], x, x))
 
 
-def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) -> Records:
     """Encode rows of weights to Q5_0 blocks.
 
     x       : [R, n] float32, finite
     imatrix : [R, n] float32, or None
     return  : [R, n/32] Q5_0 records
 
-    Rounds: every operation, to float32; d once more, to fp16. With an imatrix the codes are those of a trial
-    scale, not the nearest under the d that is stored.
+    Rounds: every operation, to float32, but what `build` fuses; d once more, to fp16. With an imatrix the codes
+    are those of a trial scale, not the nearest under the d that is stored.
     Source: ggml-quants.c quantize_row_q5_0_ref, quantize_row_q5_0_impl, llama.cpp 0c1e570.
     """
     groups = x.reshape(-1, Q5_0.weights)
     if imatrix is None:
-        d, codes = round_codes(groups)
+        d, codes = round_codes(groups, build)
     else:
-        d, codes = fit_scale(groups, weigh(x, imatrix).reshape(groups.shape), 16)
+        d, codes = fit_scale(groups, weigh(x, imatrix, build).reshape(groups.shape), 16, build)
     blocks = np.zeros(len(groups), Q5_0.block)
     blocks["d"].view(np.uint16)[:] = encode_half(d)
     blocks["qs"] = codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import decode_half, encode_half, truncate
+from refimpl.arith.builds import STRICT, Build
 from refimpl.arith.jit import jit
+from refimpl.arith.simd_fused import add_product
 from refimpl.quants.formats import Q5_0
 from refimpl.quants.rounding_jit import check_trials
 from refimpl.quants.search_jit import find_peak, fit_scale
@@ -52,25 +54,25 @@ def dequantize_block(block: Bytes, codes: Bytes, y: Floats) -> None:
 
 
 @jit
-def round_plain(x: Floats, codes: Bytes) -> Any:
+def round_plain(x: Floats, codes: Bytes, build: Build) -> Any:
     """Round one block under 1/d, as the encoder without an imatrix does; return d."""
     d = find_peak(x) / TOP
     inverse = ONE / d if d != ZERO else ZERO
     for i in range(WEIGHTS):
-        byte = truncate(x[i] * inverse + MIDDLE) & 255  # REF_RND
+        byte = truncate(add_product(build.REF_RND, MIDDLE, x[i], inverse)) & 255
         codes[i] = (min(byte, 31) if byte < 128 else byte) & 31
     return d
 
 
 @jit
-def weigh_row(x: Floats, imatrix: Floats, weights: Floats) -> None:
+def weigh_row(x: Floats, imatrix: Floats, weights: Floats, build: Build) -> None:
     """Weigh one row: imatrix * sqrt(mean x^2 + x^2). All [n] float32; weights written."""
     total = ZERO
     for i in range(x.size):
-        total += x[i] * x[i]  # ROW_SUMX2
+        total = add_product(build.ROW_SUMX2, total, x[i], x[i])
     sigma2 = total / np.float32(x.size)
     for i in range(x.size):
-        weights[i] = imatrix[i] * np.sqrt(sigma2 + x[i] * x[i])  # ROW_W
+        weights[i] = imatrix[i] * np.sqrt(add_product(build.ROW_W, sigma2, x[i], x[i]))
 
 
 @jit
@@ -84,7 +86,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
 
 @jit
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows.
 
     x       : [R, n] float32, finite
@@ -94,13 +96,13 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     codes, weights = np.empty(WEIGHTS, np.uint8), np.empty(x.shape[1], np.float32)
     for r in range(x.shape[0]):
         if imatrix.shape[0] > 0:
-            weigh_row(x[r], imatrix[r // rows_per_expert], weights)
+            weigh_row(x[r], imatrix[r // rows_per_expert], weights, build)
         for b in range(x.shape[1] // WEIGHTS):
             group = x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
             if imatrix.shape[0] > 0:
-                d = fit_scale(group, weights[b * WEIGHTS : (b + 1) * WEIGHTS], 16, codes)
+                d = fit_scale(group, weights[b * WEIGHTS : (b + 1) * WEIGHTS], 16, codes, build)
             else:
-                d = round_plain(group, codes)
+                d = round_plain(group, codes, build)
             block = out[r, b * BYTES : (b + 1) * BYTES]
             half = encode_half(d)
             block[0], block[1] = half & 255, half >> 8
@@ -113,7 +115,7 @@ def check_block(block: Bytes, x: Floats, stored: Bytes, codes: Bytes) -> Any:
     if decode_half(int(block[0]) | int(block[1]) << 8) == ZERO:
         return 0, 0
     unpack_codes(block, stored)
-    d = round_plain(x, codes)
+    d = round_plain(x, codes, STRICT)
     return check_trials(stored, x, 16, d, codes)
 
 

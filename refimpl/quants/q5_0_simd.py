@@ -7,8 +7,10 @@ together.
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select, sqrt
+from refimpl.arith.simd_fused import add_product, nearest_product
 from refimpl.arith.simd_lanes import (
     constants,
     convert,
@@ -26,7 +28,7 @@ from refimpl.arith.simd_memory import fence, get, load, peek, poke, prefetch, pu
 from refimpl.quants import fallback_simd
 from refimpl.quants.formats import Q5_0
 from refimpl.quants.scale_simd import BOTH, LANES, TILES, ScaleSearch, allocate, search
-from refimpl.quants.search_simd import ZERO, find_largest, gather, is_streamed, nearest, put_weights
+from refimpl.quants.search_simd import ZERO, find_largest, gather, is_streamed, put_weights
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -37,7 +39,7 @@ QH, QS = Q5_0.offset("qh"), Q5_0.offset("qs")
 BITS = constants("uint32", [1 << k for k in range(32)])
 
 
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows of weights: the bytes of q5_0_jit.quantize.
 
     x       : [R, n] float32, finite
@@ -45,18 +47,18 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out     : [R, n/32*22] uint8, written
     """
     if not len(imatrix):
-        encode_plain(x, out)
+        encode_plain(x, out, build)
     elif x.size < TILES:
         more, importance = fallback_simd.repeat_rows(x, imatrix, rows_per_expert, TILES)
         raw = np.empty((len(more), out.shape[1]), np.uint8)
-        encode_weighted(more, importance, 1, raw)
+        encode_weighted(more, importance, 1, raw, build)
         out[:] = raw[: len(x)]
     else:
-        encode_weighted(x, imatrix, rows_per_expert, out)
+        encode_weighted(x, imatrix, rows_per_expert, out, build)
 
 
 @jit
-def encode_plain(x: Floats, out: Bytes) -> None:
+def encode_plain(x: Floats, out: Bytes, build: Build) -> None:
     """code = trunc(x/d + 16.5), d = peak/-16, peak the first of the weights that are largest in size."""
     for block in range(out.size // BYTES):
         prefetch(x, block * 32 + 1024)
@@ -70,7 +72,7 @@ def encode_plain(x: Floats, out: Bytes) -> None:
         finite = absolute(inverse) < INFINITY
         # 1/d is infinite for subnormal d: C then converts ±infinity or NaN, on x86 to a lowest byte of 0
         middle = select(finite | (d == ZERO), fill(MIDDLE, 1), ZERO)
-        raised = v * first(select(finite, inverse, ZERO)) + first(middle)
+        raised = add_product(build.REF_RND, first(middle), v, first(select(finite, inverse, ZERO)))
         write(out, block, d, minimum(convert(raised, np.int32), np.int32(31)))
 
 
@@ -84,12 +86,12 @@ def write(out: Bytes, block: int, d: Lanes, codes: Lanes) -> None:
 
 
 @jit
-def encode_weighted(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def encode_weighted(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode 64 or more blocks, 64 at a time; where the last 64 are not whole, they reach back."""
     s = allocate()
     wanted = stack(np.float32, TILES)
     squares = np.empty(len(x), np.float32)
-    mean_squares(x, squares)
+    mean_squares(x, squares, build)
     blocks, per_row = out.size // BYTES, x.shape[1] // 32
     for start in range(0, blocks, BOTH):
         block = min(start, blocks - BOTH)
@@ -101,10 +103,12 @@ def encode_weighted(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes
         for i in range(0, TILES, LANES):
             v = load(s.values, i, LANES)
             square = load(s.peak, i // (LANES * 32) * LANES, LANES)
-            store(s.importance, i, load(s.importance, i, LANES) * sqrt(square + v * v))
-        search(s, 32, 16)
+            store(
+                s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, square, v, v))
+            )
+        search(s, 32, 16, build)
         for lane in range(BOTH):
-            write_searched(x, block + lane, s, lane, out)
+            write_searched(x, block + lane, s, lane, out, build)
 
 
 @inlined
@@ -117,17 +121,18 @@ def lay_out(x: Floats, at: int, tiles: Scratch) -> None:
 
 
 @inlined
-def write_searched(x: Floats, block: int, s: ScaleSearch, lane: int, out: Bytes) -> None:
+def write_searched(x: Floats, block: int, s: ScaleSearch, lane: int, out: Bytes, build: Build) -> None:
     """The codes of the best trial: nearest(inverse*x) + 16, or 0 for a block of (nearly) zeros."""
     inverse = get(s.inverse, lane)
-    codes = minimum(maximum(nearest(inverse * load(x, block * 32, 32)), np.int32(-16)), np.int32(15))
+    codes = nearest_product(build.QX_NI2, inverse, load(x, block * 32, 32))
+    codes = minimum(maximum(codes, np.int32(-16)), np.int32(15))
     if inverse == ZERO:
         codes = fill(np.int32(-16), 32)
     write(out, block, load(s.scale, lane, 1), codes + np.int32(16))
 
 
 @inlined
-def mean_squares(x: Floats, out: Floats) -> None:
+def mean_squares(x: Floats, out: Floats, build: Build) -> None:
     """out[r] = Σx[r]²/n, each row added in order, 16 rows side by side where there are as many."""
     rows, n = x.shape
     tile = stack(np.float32, 256)
@@ -139,19 +144,19 @@ def mean_squares(x: Floats, out: Floats) -> None:
                 transpose16(x, row * n + i, n, tile, 0, 16)
                 for k in range(0, 256, 16):
                     v = load(tile, k, 16)
-                    total += v * v
+                    total = add_product(build.ROW_SUMX2, total, v, v)
             store(out, row, total / np.float32(n))
         else:
             for r in range(rows):
-                out[r] = mean_square(x, r)
+                out[r] = mean_square(x, r, build)
 
 
 @inlined
-def mean_square(x: Floats, row: int) -> np.float32:
+def mean_square(x: Floats, row: int, build: Build) -> np.float32:
     """Σx²/n of one row."""
     total = ZERO
     for i in range(x.shape[1]):
-        total += x[row, i] * x[row, i]
+        total = add_product(build.ROW_SUMX2, total, x[row, i], x[row, i])
     return total / np.float32(x.shape[1])
 
 

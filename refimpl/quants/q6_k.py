@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half, nearest_int
+from refimpl.arith.builds import STRICT, Build
+from refimpl.arith.fused import nearest_product
 from refimpl.quants.formats import Q6_K, Parts
 from refimpl.quants.search import EPSILON, fit_scale
 
@@ -106,7 +108,7 @@ def measure_codes(blocks: Records, x: Floats) -> Codes:
     return np.where((step == 0)[..., None], 0, far).reshape(x.shape)
 
 
-def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) -> Records:
     """Encode rows of weights to Q6_K blocks.
 
     Fit the scale of each sub-block, express it as a signed multiple of the largest, which becomes -128, then
@@ -117,12 +119,12 @@ def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
     imatrix : [R, n] float32, or None: then x^2 weighs
     return  : [R, n/256] Q6_K records
 
-    Rounds: every operation, to float32; d once more, to fp16.
+    Rounds: every operation, to float32, but what `build` fuses; d once more, to fp16.
     Source: ggml-quants.c quantize_row_q6_K_ref, quantize_row_q6_K_impl, llama.cpp 0c1e570.
     """
     rows, subs = x.reshape(-1, Q6_K.weights), x.reshape(-1, SUB)
     weights = subs * subs if imatrix is None else imatrix.reshape(subs.shape)
-    scale, codes = fit_scale(subs, weights, 32)
+    scale, codes = fit_scale(subs, weights, 32, build)
     scale = scale.reshape(-1, SUBS)
     size = np.where(np.isnan(scale), np.float32(0), np.abs(scale))  # no comparison finds a NaN the largest
     peak = np.take_along_axis(scale, size.argmax(1)[:, None], 1)[:, 0]  # the first of the largest, signed
@@ -131,7 +133,7 @@ def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
     inverse = np.float32(-128) / peak
     blocks = np.zeros(len(rows), Q6_K.block)
     blocks["d"].view(np.uint16)[:] = encode_half(np.float32(1) / inverse)
-    blocks["scales"] = np.minimum(nearest_int(inverse[:, None] * scale), 127)  # ROW_NISC
+    blocks["scales"] = np.minimum(nearest_product(build.ROW_NISC, inverse[:, None], scale), 127)
     step = scale_subs(blocks)
     final = np.where((step != 0)[..., None], round_codes(rows, step), codes.reshape(-1, SUBS, SUB))
     pack_codes(blocks, final.reshape(-1, Q6_K.weights))

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits_jit import decode_half, encode_half, nearest_int
+from refimpl.arith.bits_jit import decode_half, encode_half
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
+from refimpl.arith.simd_fused import nearest_product
 from refimpl.quants.formats import Q6_K
 from refimpl.quants.search_jit import fit_scale, round_code
 
@@ -63,7 +65,7 @@ def dequantize_block(block: Bytes, codes: Bytes, y: Floats) -> None:
 
 
 @jit
-def fit_subs(x: Floats, imatrix: Floats, scales: Floats, codes: Bytes) -> None:
+def fit_subs(x: Floats, imatrix: Floats, scales: Floats, codes: Bytes, build: Build) -> None:
     """Fit the scale of each sub-block.
 
     x       : [256] float32
@@ -75,13 +77,15 @@ def fit_subs(x: Floats, imatrix: Floats, scales: Floats, codes: Bytes) -> None:
         at, end = j * SUB, (j + 1) * SUB
         for i in range(SUB):
             squares[i] = imatrix[at + i] if imatrix.size > 0 else x[at + i] * x[at + i]
-        scales[j] = fit_scale(x[at:end], squares, 32, codes[at:end])
+        scales[j] = fit_scale(x[at:end], squares, 32, codes[at:end], build)
 
 
 @jit
-def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, scales: Floats) -> None:
+def quantize_block(
+    x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, scales: Floats, build: Build
+) -> None:
     """Encode one block. x : [256]; imatrix : [256] or [0]; codes [256] and scales [16] are scratch."""
-    fit_subs(x, imatrix, scales, codes)
+    fit_subs(x, imatrix, scales, codes, build)
     peak, size = ZERO, ZERO
     for j in range(SUBS):
         if abs(scales[j]) > size:
@@ -95,7 +99,7 @@ def quantize_block(x: Floats, imatrix: Floats, block: Bytes, codes: Bytes, scale
     half = encode_half(ONE / inverse)
     block[D], block[D + 1] = half & 255, half >> 8
     for j in range(SUBS):
-        block[SCALES + j] = min(127, nearest_int(inverse * scales[j])) & 255  # ROW_NISC
+        block[SCALES + j] = min(127, nearest_product(build.ROW_NISC, inverse, scales[j])) & 255
     for j in range(SUBS):
         step = scale_sub(block, j)
         if step != ZERO:
@@ -115,7 +119,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
 
 @jit
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows.
 
     x       : [R, n] float32, finite
@@ -129,7 +133,8 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
             at, end = b * WEIGHTS, (b + 1) * WEIGHTS
             if imatrix.shape[0] > 0:
                 importance = imatrix[r // rows_per_expert, at:end]
-            quantize_block(x[r, at:end], importance, out[r, b * BYTES : (b + 1) * BYTES], codes, scales)
+            block = out[r, b * BYTES : (b + 1) * BYTES]
+            quantize_block(x[r, at:end], importance, block, codes, scales, build)
 
 
 @jit

@@ -7,8 +7,10 @@ are not (ggml then keeps the codes of the search) is flagged and redone by q6_k_
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum
+from refimpl.arith.simd_fused import nearest_product
 from refimpl.arith.simd_lanes import (
     convert,
     decode_half,
@@ -41,14 +43,15 @@ ROTATE_8, ROTATE_4, ROTATE_2, ROTATE_1 = [
 ]
 
 
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows of weights: the bytes of q6_k_jit.quantize.
 
     x       : [R, n] float32, finite
     imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
     out     : [R, n/256*210] uint8, written
     """
-    fallback_simd.encode(Q6_K, TOGETHER, encode, q6_k_jit.quantize, x, imatrix, rows_per_expert, out)
+    scalar = q6_k_jit.quantize
+    fallback_simd.encode(Q6_K, TOGETHER, encode, scalar, x, imatrix, rows_per_expert, out, build)
 
 
 @jit
@@ -58,6 +61,7 @@ def encode(
     rows_per_expert: int,
     out: Bytes,
     redo: NDArray[np.bool_],
+    build: Build,
 ) -> None:
     """Encode 4 or more blocks, 4 at a time; where the last 4 are not whole, they reach back."""
     s = allocate()
@@ -73,9 +77,9 @@ def encode(
             for i in range(0, CHUNK, LANES):
                 v = load(s.values, i, LANES)
                 store(s.importance, i, v * v)
-        search(s, 16, 32)
+        search(s, 16, 32, build)
         for k in range(TOGETHER):
-            redo[block + k] = write_block(x, block + k, s.scale, 16 * k, steps, out)
+            redo[block + k] = write_block(x, block + k, s.scale, 16 * k, steps, out, build)
 
 
 @inlined
@@ -95,7 +99,9 @@ def find_largest(v: Lanes) -> Lanes:
 
 
 @inlined
-def write_block(x: Floats, block: int, scales: Scratch, lane: int, steps: Scratch, out: Bytes) -> bool:
+def write_block(
+    x: Floats, block: int, scales: Scratch, lane: int, steps: Scratch, out: Bytes, build: Build
+) -> bool:
     """8-bit scales under the first that is largest in size, final codes, bytes. Also: must it be redone?"""
     at = block * BYTES
     scale = load(scales, lane, 16)
@@ -107,7 +113,7 @@ def write_block(x: Floats, block: int, scales: Scratch, lane: int, steps: Scratc
         return False
     inverse = np.float32(-128) / get(scales, lane + lowest_lane(mask_bits(sizes == top)))
     d = encode_half(fill(np.float32(1) / inverse, 1))
-    code = minimum(nearest(inverse * scale), fill(np.int32(127), 16))
+    code = minimum(nearest_product(build.ROW_NISC, inverse, scale), fill(np.int32(127), 16))
     step = first(decode_half(d)) * convert(code, np.float32)
     store(steps, 0, step)
     store(out, at + SCALES, convert(code, np.uint8))

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select, sqrt
+from refimpl.arith.simd_fused import add_product, subtract_products
 from refimpl.arith.simd_memory import load, stack, store, transpose16
 from refimpl.quants.search_simd import LIMIT, MAGIC, ONE, ZERO
 
@@ -71,20 +73,20 @@ def lay_out(x: NDArray[np.float32], at: int, tiles: Scratch) -> None:
 
 
 @inlined
-def weigh_plain(s: Search) -> None:
+def weigh_plain(s: Search, build: Build) -> None:
     """w = sqrt(Σx²/32) + |x|"""
     for group in range(0, TILES, TILE):
         total = fill(ZERO, LANES)
         for i in range(group, group + TILE, LANES):
             v = load(s.values, i, LANES)
-            total += v * v
+            total = add_product(build.ROW_SUMX2, total, v, v)
         spread = sqrt(total / np.float32(32))
         for i in range(group, group + TILE, LANES):
             store(s.importance, i, spread + absolute(load(s.values, i, LANES)))
 
 
 @inlined
-def weigh_by_imatrix(s: Search, sigma2: Scratch) -> None:
+def weigh_by_imatrix(s: Search, sigma2: Scratch, build: Build) -> None:
     """w = imatrix * sqrt(sigma2 + x²), where the tile of w holds the imatrix before.
 
     sigma2 : float32 [group, lane]
@@ -93,11 +95,11 @@ def weigh_by_imatrix(s: Search, sigma2: Scratch) -> None:
         sigma = load(sigma2, group * LANES, LANES)
         for i in range(group * TILE, (group + 1) * TILE, LANES):
             v = load(s.values, i, LANES)
-            store(s.importance, i, load(s.importance, i, LANES) * sqrt(sigma + v * v))
+            store(s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, sigma, v, v)))
 
 
 @inlined
-def survey(s: Search, group: int) -> None:
+def survey(s: Search, group: int, build: Build) -> None:
     """Range and sums of each sub-block, and the error of the scale (max - min)/15: the one to beat."""
     start = group * TILE
     v = load(s.values, start, LANES)
@@ -108,16 +110,17 @@ def survey(s: Search, group: int) -> None:
         w = load(s.importance, i, LANES)
         low, high = minimum(v, low), maximum(v, high)
         sum_w += w
-        sum_wx += w * v
+        sum_wx = add_product(build.QK_SUMX, sum_wx, w, v)
     low = select(low > ZERO, ZERO, low)
     inverse = TOP / (high - low)
     scale = ONE / inverse
     error = fill(ZERO, LANES)
     for i in range(start, start + TILE, LANES):
         v = load(s.values, i, LANES)
-        code = minimum(maximum((inverse * (v - low) + MAGIC) - MAGIC, ZERO), TOP)
-        miss = scale * code + low - v
-        error += load(s.importance, i, LANES) * (miss * miss)
+        code = add_product(build.QK_NI0, MAGIC, inverse, v - low) - MAGIC
+        code = minimum(maximum(code, ZERO), TOP)
+        miss = add_product(build.QK_DIFF0, low, scale, code) - v
+        error = add_product(build.QK_ERR0, error, load(s.importance, i, LANES), miss * miss)
     at = group * LANES
     store(s.low, at, low)
     store(s.high, at, high)
@@ -137,7 +140,7 @@ def flag_wild(inverse: Lanes, low: Lanes, high: Lanes, base: Lanes) -> Lanes:
 
 
 @inlined
-def propose(s: Search, group: int, factor: np.float32) -> None:
+def propose(s: Search, group: int, factor: np.float32, build: Build) -> None:
     """One step: codes under the inverse scale factor/(max - base), then the scale and base that suit them.
 
     A weighted linear regression of x on the codes; a base above 0 becomes 0. Codes need no ceiling while
@@ -151,32 +154,33 @@ def propose(s: Search, group: int, factor: np.float32) -> None:
     sum_l, sum_l2, sum_lx = fill(ZERO, LANES), fill(ZERO, LANES), fill(ZERO, LANES)
     for i in range(group * TILE, (group + 1) * TILE, LANES):
         v = load(s.values, i, LANES)
-        code = maximum((inverse * (v - base) + MAGIC) - MAGIC, ZERO)
+        code = maximum(add_product(build.QK_NI1, MAGIC, inverse, v - base) - MAGIC, ZERO)
         if factor > np.float32(15.4):
             code = minimum(code, TOP)
         store(s.codes, i, code)
-        wl = load(s.importance, i, LANES) * code
-        sum_l += wl
-        sum_l2 += wl * code
-        sum_lx += wl * v
+        w = load(s.importance, i, LANES)
+        wl = w * code
+        sum_l = add_product(build.QK_SL, sum_l, w, code)
+        sum_l2 = add_product(build.QK_SL2, sum_l2, wl, code)
+        sum_lx = add_product(build.QK_SXL, sum_lx, wl, v)
     sum_w, sum_wx = load(s.sum_w, at, LANES), load(s.sum_wx, at, LANES)
-    determinant = sum_w * sum_l2 - sum_l * sum_l
-    scale = (sum_w * sum_lx - sum_wx * sum_l) / determinant
-    base = (sum_l2 * sum_wx - sum_l * sum_lx) / determinant
+    determinant = subtract_products(build.QK_D, sum_w, sum_l2, sum_l, sum_l)
+    scale = subtract_products(build.QK_TS, sum_w, sum_lx, sum_wx, sum_l) / determinant
+    base = subtract_products(build.QK_TM, sum_l2, sum_wx, sum_l, sum_lx) / determinant
     scale = select(base > ZERO, sum_lx / sum_l2, scale)
     store(s.new_base, at, select(base > ZERO, ZERO, base))
     store(s.new_scale, at, select(determinant > ZERO, scale, NEVER))
 
 
 @inlined
-def judge(s: Search, group: int) -> None:
+def judge(s: Search, group: int, build: Build) -> None:
     """Keep the step's scale and base in the lanes where their error is smaller (a NaN never is)."""
     at = group * LANES
     scale, base = load(s.new_scale, at, LANES), load(s.new_base, at, LANES)
     error = fill(ZERO, LANES)
     for i in range(group * TILE, (group + 1) * TILE, LANES):
-        miss = scale * load(s.codes, i, LANES) + base - load(s.values, i, LANES)
-        error += load(s.importance, i, LANES) * (miss * miss)
+        miss = add_product(build.QK_DIFF1, base, scale, load(s.codes, i, LANES)) - load(s.values, i, LANES)
+        error = add_product(build.QK_ERR1, error, load(s.importance, i, LANES), miss * miss)
     best = load(s.error, at, LANES)
     better = error < best
     store(s.error, at, select(better, error, best))
@@ -185,13 +189,13 @@ def judge(s: Search, group: int) -> None:
 
 
 @inlined
-def search(s: Search, start: np.float32, delta: np.float32, steps: int) -> None:
+def search(s: Search, start: np.float32, delta: np.float32, steps: int, build: Build) -> None:
     """From values and importance to scale and base; step k tries the factor start + k*delta + 15."""
     for group in range(GROUPS):
-        survey(s, group)
+        survey(s, group, build)
     for step in range(steps):
-        factor = start + delta * np.float32(step) + TOP
+        factor = add_product(build.QK_ISC, start, delta, np.float32(step)) + TOP
         for group in range(GROUPS):
-            propose(s, group, factor)
+            propose(s, group, factor, build)
         for group in range(GROUPS):
-            judge(s, group)
+            judge(s, group, build)

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.arith.builds import Build, Form
 from refimpl.arith.simd import Scratch, absolute, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_fused import add_product
 from refimpl.arith.simd_memory import load, stack, store
 from refimpl.quants.search_simd import MAGIC, TINY, ZERO
 
@@ -58,7 +60,17 @@ def survey(s: ScaleSearch, group: int, size: int) -> None:
 
 
 @inlined
-def attempt(s: ScaleSearch, group: int, size: int, top: int, factor: np.float32, always: bool) -> None:
+def attempt(
+    s: ScaleSearch,
+    group: int,
+    size: int,
+    top: int,
+    factor: np.float32,
+    always: bool,
+    nearest: Form,
+    slx: Form,
+    sl2: Form,
+) -> None:
     """One step: codes under the inverse scale -factor/peak, kept where they fit better (or `always`).
 
     |inverse*x| is at most factor: the clamps to -top and top - 1 are left out where they could not act.
@@ -68,13 +80,13 @@ def attempt(s: ScaleSearch, group: int, size: int, top: int, factor: np.float32,
     low, high = np.float32(-top), np.float32(top - 1)
     sum_lx, sum_l2 = fill(ZERO, LANES), fill(ZERO, LANES)
     for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
-        code = (inverse * load(s.values, i, LANES) + MAGIC) - MAGIC
+        code = add_product(nearest, MAGIC, inverse, load(s.values, i, LANES)) - MAGIC
         if factor > np.float32(top) - np.float32(0.55):
             code = minimum(code, high)
         if factor > np.float32(top) + np.float32(0.45):
             code = maximum(code, low)
-        sum_lx += load(s.products, i, LANES) * code
-        sum_l2 += load(s.importance, i, LANES) * code * code
+        sum_lx = add_product(slx, sum_lx, load(s.products, i, LANES), code)
+        sum_l2 = add_product(sl2, sum_l2, load(s.importance, i, LANES) * code, code)
     scale, merit = sum_lx / sum_l2, load(s.merit, at, LANES)
     if always:
         scale = select(sum_l2 == ZERO, ZERO, scale)
@@ -89,15 +101,17 @@ def attempt(s: ScaleSearch, group: int, size: int, top: int, factor: np.float32,
 
 
 @inlined
-def search(s: ScaleSearch, size: int, top: int) -> None:
+def search(s: ScaleSearch, size: int, top: int, build: Build) -> None:
     """From values and importance to scale and inverse: the factors top, then top - 0.9 to top + 0.9."""
     for group in range(GROUPS):
         survey(s, group, size)
-    for turn in range(19):
-        trial = 0 if turn == 0 else (turn - 10 if turn < 10 else turn - 9)
-        factor = np.float32(top) + np.float32(0.1) * np.float32(trial)
+    for group in range(GROUPS):
+        attempt(s, group, size, top, np.float32(top), True, build.QX_NI0, build.QX_SLX0, build.QX_SL20)
+    for turn in range(18):
+        trial = np.float32(turn - 9 if turn < 9 else turn - 8)
+        factor = add_product(build.QX_ISC, np.float32(top), np.float32(0.1), trial)
         for group in range(GROUPS):
-            attempt(s, group, size, top, factor, turn == 0)
+            attempt(s, group, size, top, factor, False, build.QX_NI1, build.QX_SLX1, build.QX_SL21)
     for at in range(0, BOTH, LANES):
         dead = absolute(load(s.peak, at, LANES)) < TINY
         store(s.scale, at, select(dead, ZERO, load(s.scale, at, LANES)))

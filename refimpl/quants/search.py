@@ -1,7 +1,8 @@
 """The scale searches that several formats share: ggml tries a few scales and keeps the one of least error.
 
-Every comment in capitals (`# QK_SUMX`) names a place where a compiler may fuse a product and a sum into one
-rounding; the texts here round both. All arithmetic is float32, in the order written, vectorized over groups.
+Where a compiler may fuse a product and a sum into one rounding, `build` decides (arith/builds.py); what looks
+fusable and is written with `*` and `+`, no known compiler fuses. All arithmetic is float32, in the order written,
+vectorized over groups.
 """
 
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import nearest_int
-from refimpl.arith.sums import add_up
+from refimpl.arith.builds import Build, Form
+from refimpl.arith.fused import (
+    add_product,
+    add_products,
+    nearest_product,
+    subtract_product,
+    subtract_products,
+)
 
 Floats = NDArray[Any]  # float32; NumPy's stubs widen np.where and quotients, NumPy itself does not
 Codes = NDArray[np.int32]
@@ -20,7 +28,7 @@ TENTH = np.float32(0.1)
 
 
 def fit_scale_min(
-    x: Floats, weights: Floats, top: int, start: float, step: float, steps: int
+    x: Floats, weights: Floats, top: int, start: float, step: float, steps: int, build: Build
 ) -> tuple[Floats, Floats, Codes]:
     """Fit x = scale * q + min with q = 0..top and min <= 0, by weighted least squares.
 
@@ -40,30 +48,32 @@ def fit_scale_min(
     for i in range(1, x.shape[1]):
         low, high = np.where(x[:, i] < low, x[:, i], low), np.where(x[:, i] > high, x[:, i], high)
         sum_w = sum_w + weights[:, i]
-        sum_x = sum_x + weights[:, i] * x[:, i]  # QK_SUMX
+        sum_x = add_product(build.QK_SUMX, sum_x, weights[:, i], x[:, i])
     low = np.where(low > 0, np.float32(0), low)
     flat = high == low
     flat_low = low
 
     inverse = np.float32(top) / (high - low)
     scale = np.float32(1) / inverse
-    codes = _round(inverse, x, low, top)  # QK_NI0
-    best = measure_error(x, weights, scale, low, codes)  # QK_DIFF0, QK_ERR0
+    codes = _round(build.QK_NI0, inverse, x, low, top)
+    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0)
     for k in range(steps + 1):
-        levels = np.float32(start) + np.float32(step) * np.float32(k) + np.float32(top)  # QK_ISC
+        levels = add_product(build.QK_ISC, np.float32(start), np.float32(step), np.float32(k)) + np.float32(
+            top
+        )
         inverse = levels / (high - low)
-        trial = _round(inverse, x, low, top)  # QK_NI1
+        trial = _round(build.QK_NI1, inverse, x, low, top)
         q = trial.astype(np.float32)
-        sum_l = add_up(weights * q)  # QK_SL
-        sum_l2 = add_up(weights * q * q)  # QK_SL2
-        sum_xl = add_up(weights * q * x)  # QK_SXL
-        determinant = sum_w * sum_l2 - sum_l * sum_l  # QK_D
-        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant  # QK_TS
-        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant  # QK_TM
+        sum_l = add_products(build.QK_SL, weights, q)
+        sum_l2 = add_products(build.QK_SL2, weights * q, q)
+        sum_xl = add_products(build.QK_SXL, weights * q, x)
+        determinant = subtract_products(build.QK_D, sum_w, sum_l2, sum_l, sum_l)
+        new_scale = subtract_products(build.QK_TS, sum_w, sum_xl, sum_x, sum_l) / determinant
+        new_low = subtract_products(build.QK_TM, sum_l2, sum_x, sum_l, sum_xl) / determinant
         positive = new_low > 0
         new_scale = np.where(positive, sum_xl / sum_l2, new_scale)
         new_low = np.where(positive, np.float32(0), new_low)
-        error = measure_error(x, weights, new_scale, new_low, trial)  # QK_DIFF1, QK_ERR1
+        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1)
         better = (determinant > 0) & (error < best)
         best = np.where(better, error, best)
         scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
@@ -72,14 +82,16 @@ def fit_scale_min(
     return np.where(flat, np.float32(0), scale), -np.where(flat, flat_low, low), codes
 
 
-def _round(inverse: Floats, x: Floats, low: Floats, top: int) -> Codes:
-    return np.clip(nearest_int(inverse[:, None] * (x - low[:, None])), 0, top)
+def _round(form: Form, inverse: Floats, x: Floats, low: Floats, top: int) -> Codes:
+    return np.clip(nearest_product(form, inverse[:, None], x - low[:, None]), 0, top)
 
 
-def measure_error(x: Floats, weights: Floats, scale: Floats, low: Floats, codes: Codes) -> Floats:
+def measure_error(
+    x: Floats, weights: Floats, scale: Floats, low: Floats, codes: Codes, diff: Form, err: Form
+) -> Floats:
     """Add up weights * (scale * q + low - x)^2. x, weights, codes : [N, n]; scale, low, return : [N]."""
-    off = scale[:, None] * codes.astype(np.float32) + low[:, None] - x
-    return add_up(weights * (off * off))
+    off = add_product(diff, low[:, None], scale[:, None], codes.astype(np.float32)) - x
+    return add_products(err, weights, off * off)
 
 
 def find_peak(x: Floats) -> Floats:
@@ -88,7 +100,7 @@ def find_peak(x: Floats) -> Floats:
     return np.where(peak == 0, np.float32(0), peak)
 
 
-def fit_scale(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
+def fit_scale(x: Floats, weights: Floats, top: int, build: Build) -> tuple[Floats, Codes]:
     """Fit x = scale * q with q = -top..top-1, by weighted least squares over 19 trial scales.
 
     x       : [N, n] float32
@@ -100,27 +112,33 @@ def fit_scale(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
     """
     peak = find_peak(x)
 
-    def measure(inverse: Floats) -> tuple[Codes, Floats, Floats]:
-        codes = np.clip(nearest_int(inverse[:, None] * x), -top, top - 1)  # QX_NI0, QX_NI1, QX_NI2
-        q = codes.astype(np.float32)
-        return codes, add_up(weights * x * q), add_up(weights * q * q)  # QX_SLX0, QX_SLX1; QX_SL20, QX_SL21
+    def measure(inverse: Floats, nearest: Form, slx: Form, sl2: Form) -> tuple[Floats, Floats]:
+        q = _round_signed(nearest, inverse, x, top).astype(np.float32)
+        return add_products(slx, weights * x, q), add_products(sl2, weights * q, q)
 
-    codes, sum_lx, sum_l2 = measure(np.float32(-top) / peak)
+    chosen = np.float32(-top) / peak
+    sum_lx, sum_l2 = measure(chosen, build.QX_NI0, build.QX_SLX0, build.QX_SL20)
     scale = np.where(sum_l2 != 0, sum_lx / sum_l2, np.float32(0))
     best = scale * sum_lx
     for k in range(-9, 10):
         if k == 0:
             continue
-        trial, sum_lx, sum_l2 = measure(-(np.float32(top) + TENTH * np.float32(k)) / peak)  # QX_ISC
+        trial = -add_product(build.QX_ISC, np.float32(top), TENTH, np.float32(k)) / peak
+        sum_lx, sum_l2 = measure(trial, build.QX_NI1, build.QX_SLX1, build.QX_SL21)
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
-        codes = np.where(better[:, None], trial, codes)
+        chosen = np.where(better, trial, chosen)
         scale = np.where(better, sum_lx / sum_l2, scale)
         best = np.where(better, scale * sum_lx, best)
+    codes = _round_signed(build.QX_NI2, chosen, x, top) + top
     zero = np.abs(peak) < EPSILON
-    return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes + top)
+    return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes)
 
 
-def fit_positive(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
+def _round_signed(form: Form, inverse: Floats, x: Floats, top: int) -> Codes:
+    return np.clip(nearest_product(form, inverse[:, None], x), -top, top - 1)
+
+
+def fit_positive(x: Floats, weights: Floats, top: int, build: Build) -> tuple[Floats, Codes]:
     """Fit x = scale * q with q = 0..top to values meant to be positive: the sub-block scales of an imatrix.
 
     Nine trial scales, then up to five rounds in which one code after the other moves where that helps.
@@ -137,30 +155,36 @@ def fit_positive(x: Floats, weights: Floats, top: int) -> tuple[Floats, Codes]:
     for i in range(x.shape[1]):
         peak = np.where(peak > x[:, i], peak, x[:, i])
 
-    def error(scale: Floats, codes: Codes) -> Floats:
-        off = x - scale[:, None] * codes.astype(np.float32)  # QP_DIFF0, QP_DIFF1
-        return add_up(weights * off * off)  # QP_ERR0, QP_ERR1
+    def error(scale: Floats, codes: Codes, diff: Form, err: Form) -> Floats:
+        off = subtract_product(diff, x, scale[:, None], codes.astype(np.float32))
+        return add_products(err, weights * off, off)
+
+    def nearest(form: Form, inverse: Floats) -> Codes:
+        return nearest_product(form, inverse[:, None], x)
 
     inverse = np.float32(top) / peak
-    best = error(np.float32(1) / inverse, nearest_int(inverse[:, None] * x) & 255)  # QP_NI0
+    unclipped = nearest(build.QP_NI0, inverse) & 255
+    best = error(np.float32(1) / inverse, unclipped, build.QP_DIFF0, build.QP_ERR0)
     for k in range(-4, 5):
         if k == 0:
             continue
-        trial = (TENTH * np.float32(k) + np.float32(top)) / peak  # QP_ISC
-        mse = error(np.float32(1) / trial, np.minimum(nearest_int(trial[:, None] * x), top))  # QP_NI1
+        trial = add_product(build.QP_ISC, np.float32(top), TENTH, np.float32(k)) / peak
+        clipped = np.minimum(nearest(build.QP_NI1, trial), top)
+        mse = error(np.float32(1) / trial, clipped, build.QP_DIFF1, build.QP_ERR1)
         inverse = np.where(mse < best, trial, inverse)
         best = np.where(mse < best, mse, best)
-    codes = np.minimum(nearest_int(inverse[:, None] * x), top)  # QP_NI2
+    codes = np.minimum(nearest(build.QP_NI2, inverse), top)
     q = codes.astype(np.float32)
-    sum_lx, sum_l2 = add_up(weights * x * q), add_up(weights * q * q)  # QP_SLX, QP_SL2
-    codes, sum_lx, sum_l2 = _move_codes(x, weights, top, codes & 255, sum_lx, sum_l2)
+    sum_lx = add_products(build.QP_SLX, weights * x, q)
+    sum_l2 = add_products(build.QP_SL2, weights * q, q)
+    codes, sum_lx, sum_l2 = _move_codes(x, weights, top, codes & 255, sum_lx, sum_l2, build)
     scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
     zero = peak < EPSILON
     return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes)
 
 
 def _move_codes(
-    x: Floats, weights: Floats, top: int, codes: Codes, sum_lx: Floats, sum_l2: Floats
+    x: Floats, weights: Floats, top: int, codes: Codes, sum_lx: Floats, sum_l2: Floats, build: Build
 ) -> tuple[Codes, Floats, Floats]:
     """Move single codes to where the rest wants them, while that raises sum_lx^2 / sum_l2."""
     settled = np.zeros(len(x), np.bool_)
@@ -168,12 +192,12 @@ def _move_codes(
         moved = np.zeros(len(x), np.bool_)
         for i in range(x.shape[1]):
             v, w, q = x[:, i], weights[:, i], codes[:, i].astype(np.float32)
-            rest_lx = sum_lx - w * v * q  # QP_SLXSUB
-            rest_l2 = sum_l2 - w * q * q  # QP_SL2SUB
+            rest_lx = subtract_product(build.QP_SLXSUB, sum_lx, w * v, q)
+            rest_l2 = subtract_product(build.QP_SL2SUB, sum_l2, w * q, q)
             code = np.minimum(nearest_int(v * rest_l2 / rest_lx), top)
             q = code.astype(np.float32)
-            new_lx = rest_lx + w * v * q  # QP_SLXADD
-            new_l2 = rest_l2 + w * q * q  # QP_SL2ADD
+            new_lx = add_product(build.QP_SLXADD, rest_lx, w * v, q)
+            new_l2 = add_product(build.QP_SL2ADD, rest_l2, w * q, q)
             better = ~settled & (rest_lx > 0) & (rest_l2 > 0) & (code != codes[:, i])
             better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
             codes[:, i] = np.where(better, code & 255, codes[:, i])

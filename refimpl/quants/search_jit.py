@@ -1,7 +1,6 @@
 """The scale searches that several formats share, for one group at a time: the twin of search.py.
 
-Codes are Python integers here and bytes in the arrays. Comments in capitals name the places where a compiler
-may fuse a product and a sum; see search.py.
+Codes are Python integers here and bytes in the arrays.
 """
 
 from typing import Any
@@ -10,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import nearest_int
+from refimpl.arith.builds import Build, Form
 from refimpl.arith.jit import jit
+from refimpl.arith.simd_fused import add_product, nearest_product, subtract_product, subtract_products
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -21,12 +22,26 @@ ZERO, ONE, TENTH, EPSILON = np.float32(0), np.float32(1), np.float32(0.1), np.fl
 @jit
 def round_code(v: Any, bottom: Any, top: Any) -> Any:
     """Round to the nearest code in bottom..top."""
-    return max(bottom, min(top, nearest_int(v)))
+    return clip(nearest_int(v), bottom, top)
+
+
+@jit
+def clip(code: Any, bottom: Any, top: Any) -> Any:
+    """Bring a code into bottom..top."""
+    return max(bottom, min(top, code))
 
 
 @jit
 def fit_scale_min(
-    x: Floats, weights: Floats, top: int, start: Any, step: Any, steps: int, codes: Bytes, trial: Bytes
+    x: Floats,
+    weights: Floats,
+    top: int,
+    start: Any,
+    step: Any,
+    steps: int,
+    codes: Bytes,
+    trial: Bytes,
+    build: Build,
 ) -> Any:
     """Fit x = scale * q + min with q = 0..top and min <= 0.
 
@@ -42,7 +57,7 @@ def fit_scale_min(
         if x[i] > high:
             high = x[i]
         sum_w += weights[i]
-        sum_x += weights[i] * x[i]  # QK_SUMX
+        sum_x = add_product(build.QK_SUMX, sum_x, weights[i], x[i])
     if low > ZERO:
         low = ZERO
     if high == low:
@@ -52,26 +67,27 @@ def fit_scale_min(
     inverse = np.float32(top) / (high - low)
     scale = ONE / inverse
     for i in range(x.size):
-        codes[i] = round_code(inverse * (x[i] - low), 0, top)  # QK_NI0
-    best = measure_error(x, weights, scale, low, codes)  # QK_DIFF0, QK_ERR0
+        codes[i] = clip(nearest_product(build.QK_NI0, inverse, x[i] - low), 0, top)
+    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0)
     for k in range(steps + 1):
-        inverse = (start + step * np.float32(k) + np.float32(top)) / (high - low)  # QK_ISC
+        levels = add_product(build.QK_ISC, start, step, np.float32(k)) + np.float32(top)
+        inverse = levels / (high - low)
         sum_l, sum_l2, sum_xl = ZERO, ZERO, ZERO
         for i in range(x.size):
-            code = round_code(inverse * (x[i] - low), 0, top)  # QK_NI1
+            code = clip(nearest_product(build.QK_NI1, inverse, x[i] - low), 0, top)
             trial[i] = code
             q = np.float32(code)
-            sum_l += weights[i] * q  # QK_SL
-            sum_l2 += weights[i] * q * q  # QK_SL2
-            sum_xl += weights[i] * q * x[i]  # QK_SXL
-        determinant = sum_w * sum_l2 - sum_l * sum_l  # QK_D
+            sum_l = add_product(build.QK_SL, sum_l, weights[i], q)
+            sum_l2 = add_product(build.QK_SL2, sum_l2, weights[i] * q, q)
+            sum_xl = add_product(build.QK_SXL, sum_xl, weights[i] * q, x[i])
+        determinant = subtract_products(build.QK_D, sum_w, sum_l2, sum_l, sum_l)
         if not determinant > ZERO:
             continue
-        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant  # QK_TS
-        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant  # QK_TM
+        new_scale = subtract_products(build.QK_TS, sum_w, sum_xl, sum_x, sum_l) / determinant
+        new_low = subtract_products(build.QK_TM, sum_l2, sum_x, sum_l, sum_xl) / determinant
         if new_low > ZERO:
             new_scale, new_low = sum_xl / sum_l2, ZERO
-        error = measure_error(x, weights, new_scale, new_low, trial)  # QK_DIFF1, QK_ERR1
+        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1)
         if error < best:
             for i in range(x.size):
                 codes[i] = trial[i]
@@ -80,12 +96,14 @@ def fit_scale_min(
 
 
 @jit
-def measure_error(x: Floats, weights: Floats, scale: Any, low: Any, codes: Bytes) -> Any:
+def measure_error(
+    x: Floats, weights: Floats, scale: Any, low: Any, codes: Bytes, diff: Form, err: Form
+) -> Any:
     """Add up weights * (scale * q + low - x)^2."""
     error = ZERO
     for i in range(x.size):
-        off = scale * np.float32(codes[i]) + low - x[i]
-        error += weights[i] * (off * off)
+        off = add_product(diff, low, scale, np.float32(codes[i])) - x[i]
+        error = add_product(err, error, weights[i], off * off)
     return error
 
 
@@ -101,18 +119,20 @@ def find_peak(x: Floats) -> Any:
 
 
 @jit
-def sum_products(x: Floats, weights: Floats, top: int, inverse: Any) -> Any:
+def sum_products(
+    x: Floats, weights: Floats, top: int, inverse: Any, nearest: Form, slx: Form, sl2: Form
+) -> Any:
     """Round x under a trial scale; return sum of w * x * q and of w * q * q."""
     sum_lx, sum_l2 = ZERO, ZERO
     for i in range(x.size):
-        q = np.float32(round_code(inverse * x[i], -top, top - 1))  # QX_NI0, QX_NI1
-        sum_lx += weights[i] * x[i] * q  # QX_SLX0, QX_SLX1
-        sum_l2 += weights[i] * q * q  # QX_SL20, QX_SL21
+        q = np.float32(clip(nearest_product(nearest, inverse, x[i]), -top, top - 1))
+        sum_lx = add_product(slx, sum_lx, weights[i] * x[i], q)
+        sum_l2 = add_product(sl2, sum_l2, weights[i] * q, q)
     return sum_lx, sum_l2
 
 
 @jit
-def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
+def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes, build: Build) -> Any:
     """Fit x = scale * q with q = -top..top-1 over 19 trial scales.
 
     x, weights : [n] float32
@@ -125,7 +145,7 @@ def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
             codes[i] = 0
         return ZERO
     chosen = np.float32(-top) / peak
-    sum_lx, sum_l2 = sum_products(x, weights, top, chosen)
+    sum_lx, sum_l2 = sum_products(x, weights, top, chosen, build.QX_NI0, build.QX_SLX0, build.QX_SL20)
     scale = ZERO
     if sum_l2 != ZERO:
         scale = sum_lx / sum_l2
@@ -133,19 +153,19 @@ def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
     for k in range(-9, 10):
         if k == 0:
             continue
-        inverse = -(np.float32(top) + TENTH * np.float32(k)) / peak  # QX_ISC
-        sum_lx, sum_l2 = sum_products(x, weights, top, inverse)
+        inverse = -add_product(build.QX_ISC, np.float32(top), TENTH, np.float32(k)) / peak
+        sum_lx, sum_l2 = sum_products(x, weights, top, inverse, build.QX_NI1, build.QX_SLX1, build.QX_SL21)
         if sum_l2 > ZERO and sum_lx * sum_lx > best * sum_l2:
             chosen = inverse
             scale = sum_lx / sum_l2
             best = scale * sum_lx
     for i in range(x.size):
-        codes[i] = round_code(chosen * x[i], -top, top - 1) + top  # QX_NI2
+        codes[i] = clip(nearest_product(build.QX_NI2, chosen, x[i]), -top, top - 1) + top
     return scale
 
 
 @jit
-def fit_positive(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
+def fit_positive(x: Floats, weights: Floats, top: int, codes: Bytes, build: Build) -> Any:
     """Fit x = scale * q with q = 0..top to values meant to be positive; codes are bytes and wrap.
 
     x, weights : [n] float32
@@ -163,45 +183,50 @@ def fit_positive(x: Floats, weights: Floats, top: int, codes: Bytes) -> Any:
     inverse = np.float32(top) / peak
     scale, best = ONE / inverse, ZERO
     for i in range(x.size):
-        off = x[i] - scale * np.float32(nearest_int(inverse * x[i]) & 255)  # QP_NI0, QP_DIFF0
-        best += weights[i] * off * off  # QP_ERR0
+        q = np.float32(nearest_product(build.QP_NI0, inverse, x[i]) & 255)
+        off = subtract_product(build.QP_DIFF0, x[i], scale, q)
+        best = add_product(build.QP_ERR0, best, weights[i] * off, off)
     for k in range(-4, 5):
         if k == 0:
             continue
-        trial = (TENTH * np.float32(k) + np.float32(top)) / peak  # QP_ISC
+        trial = add_product(build.QP_ISC, np.float32(top), TENTH, np.float32(k)) / peak
         scale, error = ONE / trial, ZERO
         for i in range(x.size):
-            off = x[i] - scale * np.float32(min(top, nearest_int(trial * x[i])))  # QP_NI1, QP_DIFF1
-            error += weights[i] * off * off  # QP_ERR1
+            q = np.float32(min(top, nearest_product(build.QP_NI1, trial, x[i])))
+            off = subtract_product(build.QP_DIFF1, x[i], scale, q)
+            error = add_product(build.QP_ERR1, error, weights[i] * off, off)
         if error < best:
             best, inverse = error, trial
     sum_lx, sum_l2 = ZERO, ZERO
     for i in range(x.size):
-        code = min(top, nearest_int(inverse * x[i]))  # QP_NI2
+        code = min(top, nearest_product(build.QP_NI2, inverse, x[i]))
         codes[i] = code & 255
-        sum_lx += weights[i] * x[i] * np.float32(code)  # QP_SLX
-        sum_l2 += weights[i] * np.float32(code) * np.float32(code)  # QP_SL2
-    sum_lx, sum_l2 = move_codes(x, weights, top, codes, sum_lx, sum_l2)
+        q = np.float32(code)
+        sum_lx = add_product(build.QP_SLX, sum_lx, weights[i] * x[i], q)
+        sum_l2 = add_product(build.QP_SL2, sum_l2, weights[i] * q, q)
+    sum_lx, sum_l2 = move_codes(x, weights, top, codes, sum_lx, sum_l2, build)
     return sum_lx / sum_l2 if sum_l2 > ZERO else ZERO
 
 
 @jit
-def move_codes(x: Floats, weights: Floats, top: int, codes: Bytes, sum_lx: Any, sum_l2: Any) -> Any:
+def move_codes(
+    x: Floats, weights: Floats, top: int, codes: Bytes, sum_lx: Any, sum_l2: Any, build: Build
+) -> Any:
     """Move single codes to where the rest wants them, while that raises sum_lx^2 / sum_l2."""
     for _ in range(5):
         moved = False
         for i in range(x.size):
             v, w, q = x[i], weights[i], np.float32(codes[i])
-            rest_lx = sum_lx - w * v * q  # QP_SLXSUB
-            rest_l2 = sum_l2 - w * q * q  # QP_SL2SUB
+            rest_lx = subtract_product(build.QP_SLXSUB, sum_lx, w * v, q)
+            rest_l2 = subtract_product(build.QP_SL2SUB, sum_l2, w * q, q)
             if not (rest_lx > ZERO and rest_l2 > ZERO):
                 continue
             code = min(top, nearest_int(v * rest_l2 / rest_lx))
             if code == int(codes[i]):
                 continue
             q = np.float32(code)
-            new_lx = rest_lx + w * v * q  # QP_SLXADD
-            new_l2 = rest_l2 + w * q * q  # QP_SL2ADD
+            new_lx = add_product(build.QP_SLXADD, rest_lx, w * v, q)
+            new_l2 = add_product(build.QP_SL2ADD, rest_l2, w * q, q)
             if new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2:
                 codes[i] = code & 255
                 sum_lx, sum_l2, moved = new_lx, new_l2, True

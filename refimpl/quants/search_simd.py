@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build
 from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_fused import add_product, nearest_product, subtract_product
 from refimpl.arith.simd_lanes import convert, high_half, low_half, mask_bits, reinterpret
 from refimpl.arith.simd_memory import is_aligned, load, store, stream
 
@@ -70,7 +72,7 @@ def find_largest(v: Lanes) -> Lanes:
 
 
 @inlined
-def fit_positive(values: Scratch, weights: Scratch, codes: Scratch, n: int, top: int) -> Lanes:
+def fit_positive(values: Scratch, weights: Scratch, codes: Scratch, n: int, top: int, build: Build) -> Lanes:
     """ggml's make_qp_quants for 16 problems: the scale and codes 0..top that fit n values each.
 
     values, weights : float32 [n, 16], problem in lanes
@@ -80,17 +82,17 @@ def fit_positive(values: Scratch, weights: Scratch, codes: Scratch, n: int, top:
     largest = fill(ZERO, 16)
     for i in range(0, 16 * n, 16):
         largest = maximum(largest, load(values, i, 16))
-    inverse = choose_inverse(values, weights, largest, n, top)
+    inverse = choose_inverse(values, weights, largest, n, top, build)
     sum_lx, sum_l2 = fill(ZERO, 16), fill(ZERO, 16)
     for i in range(0, 16 * n, 16):
         x, w = load(values, i, 16), load(weights, i, 16)
-        code = minimum(nearest(inverse * x), np.int32(top))
+        code = minimum(nearest_product(build.QP_NI2, inverse, x), np.int32(top))
         store(codes, i, code & np.int32(255))  # ggml stores them as uint8
         level = convert(code, np.float32)
-        sum_lx += w * x * level
-        sum_l2 += w * level * level
+        sum_lx = add_product(build.QP_SLX, sum_lx, w * x, level)
+        sum_l2 = add_product(build.QP_SL2, sum_l2, w * level, level)
     for _ in range(5):
-        sum_lx, sum_l2, moved = move_codes(values, weights, codes, sum_lx, sum_l2, n, top)
+        sum_lx, sum_l2, moved = move_codes(values, weights, codes, sum_lx, sum_l2, n, top, build)
         if moved == np.uint64(0):
             break
     dead = largest < TINY
@@ -101,28 +103,29 @@ def fit_positive(values: Scratch, weights: Scratch, codes: Scratch, n: int, top:
 
 
 @inlined
-def choose_inverse(values: Scratch, weights: Scratch, largest: Lanes, n: int, top: int) -> Lanes:
+def choose_inverse(
+    values: Scratch, weights: Scratch, largest: Lanes, n: int, top: int, build: Build
+) -> Lanes:
     """The inverse scale (top + 0.1*is)/largest, is = -4..4, with the least weighted squared error."""
     inverse = np.float32(top) / largest
+    scale = ONE / inverse
     chosen, best = inverse, fill(ZERO, 16)
-    for turn in range(9):
-        trial = 0 if turn == 0 else (turn - 5 if turn < 5 else turn - 4)
-        if turn > 0:
-            inverse = (np.float32(0.1) * np.float32(trial) + np.float32(top)) / largest
+    for i in range(0, 16 * n, 16):
+        x = load(values, i, 16)
+        code = nearest_product(build.QP_NI0, inverse, x) & np.int32(255)  # unclipped, and stored as uint8
+        miss = subtract_product(build.QP_DIFF0, x, scale, convert(code, np.float32))
+        best = add_product(build.QP_ERR0, best, load(weights, i, 16) * miss, miss)
+    for turn in range(8):
+        trial = np.float32(turn - 4 if turn < 4 else turn - 3)
+        inverse = add_product(build.QP_ISC, np.float32(top), np.float32(0.1), trial) / largest
         scale = ONE / inverse
         error = fill(ZERO, 16)
         for i in range(0, 16 * n, 16):
             x = load(values, i, 16)
-            code = nearest(inverse * x)
-            if turn == 0:  # ggml's first trial stores unclipped codes as uint8
-                code = code & np.int32(255)
-            else:
-                code = minimum(code, np.int32(top))
-            miss = x - scale * convert(code, np.float32)
-            error += load(weights, i, 16) * miss * miss
+            code = minimum(nearest_product(build.QP_NI1, inverse, x), np.int32(top))
+            miss = subtract_product(build.QP_DIFF1, x, scale, convert(code, np.float32))
+            error = add_product(build.QP_ERR1, error, load(weights, i, 16) * miss, miss)
         better = error < best
-        if turn == 0:
-            best = error
         chosen = select(better, inverse, chosen)
         best = select(better, error, best)
     return chosen
@@ -130,19 +133,26 @@ def choose_inverse(values: Scratch, weights: Scratch, largest: Lanes, n: int, to
 
 @inlined
 def move_codes(
-    values: Scratch, weights: Scratch, codes: Scratch, sum_lx: Lanes, sum_l2: Lanes, n: int, top: int
+    values: Scratch,
+    weights: Scratch,
+    codes: Scratch,
+    sum_lx: Lanes,
+    sum_l2: Lanes,
+    n: int,
+    top: int,
+    build: Build,
 ) -> tuple[Lanes, Lanes, np.uint64]:
     """One round: each code in turn moves to its optimum where that brings the fit closer. Also: did any?"""
     moved = np.uint64(0)
     for i in range(0, 16 * n, 16):
         x, w, old = load(values, i, 16), load(weights, i, 16), load(codes, i, 16)
         level = convert(old, np.float32)
-        rest_lx = sum_lx - w * x * level
-        rest_l2 = sum_l2 - w * level * level
+        rest_lx = subtract_product(build.QP_SLXSUB, sum_lx, w * x, level)
+        rest_l2 = subtract_product(build.QP_SL2SUB, sum_l2, w * level, level)
         new = minimum(nearest(x * rest_l2 / rest_lx), np.int32(top))
         level = convert(new, np.float32)
-        new_lx = rest_lx + w * x * level
-        new_l2 = rest_l2 + w * level * level
+        new_lx = add_product(build.QP_SLXADD, rest_lx, w * x, level)
+        new_l2 = add_product(build.QP_SL2ADD, rest_l2, w * level, level)
         closer = new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
         move = (rest_lx > ZERO) & (rest_l2 > ZERO) & (new != old) & closer
         store(codes, i, select(move, new & np.int32(255), old))

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build, Form
 from refimpl.arith.simd import Lanes, Scratch, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd_fused import nearest_product
 from refimpl.arith.simd_lanes import convert, encode_half, join, low_half, permutation, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, poke, put, stack, store, transpose16
 from refimpl.quants.scale_min_simd import BOTH, Search
-from refimpl.quants.search_simd import ZERO, fit_positive, nearest
+from refimpl.quants.search_simd import ZERO, fit_positive
 
 Bytes = NDArray[np.uint8]
 
@@ -59,26 +61,26 @@ def recall(s: Search, k: int) -> tuple[Lanes, Lanes]:
 
 
 @inlined
-def round_scales(s: Search, c: Scales, k: int) -> None:
+def round_scales(s: Search, c: Scales, k: int, build: Build) -> None:
     """Scales and mins of block k to 6 bits under their largest: the rule without an imatrix."""
     scale, least = recall(s, k)
     top, depth = find_largest(scale), find_largest(least)
-    store(c.scales, 8 * k, round_six_bits(scale, top))
-    store(c.mins, 8 * k, round_six_bits(least, depth))
+    store(c.scales, 8 * k, round_six_bits(scale, top, build.ROW_NISC))
+    store(c.mins, 8 * k, round_six_bits(least, depth, build.ROW_NISC))
     d, dmin = low_half(low_half(low_half(top))), low_half(low_half(low_half(depth)))
     store(c.halves, 2 * k, encode_half(join(d, dmin) / np.float32(63)))
 
 
 @inlined
-def round_six_bits(v: Lanes, top: Lanes) -> Lanes:
+def round_six_bits(v: Lanes, top: Lanes, form: Form) -> Lanes:
     """nearest(63 * v/top) as ggml writes it: through uint8, then at most 63."""
     inverse = select(top > ZERO, np.float32(63) / top, ZERO)
-    code = nearest(inverse * v) & np.int32(255)
+    code = nearest_product(form, inverse, v) & np.int32(255)
     return convert(minimum(code, fill(np.int32(63), 8)), np.uint8)
 
 
 @inlined
-def fit_scales(s: Search, c: Scales) -> None:
+def fit_scales(s: Search, c: Scales, build: Build) -> None:
     """Scales and mins of 8 blocks to 6 bits, fitted with the sums of weights: the rule with an imatrix.
 
     Lanes 0-7 of the fit are the scales of the 8 blocks, lanes 8-15 their mins.
@@ -95,7 +97,7 @@ def fit_scales(s: Search, c: Scales) -> None:
     values, importance, codes = stack(np.float32, 256), stack(np.float32, 256), stack(np.int32, 128)
     transpose16(found, 0, 8, values, 0, 16)
     transpose16(weights, 0, 8, importance, 0, 16)
-    scale = encode_half(fit_positive(values, importance, codes, 8, 63))
+    scale = encode_half(fit_positive(values, importance, codes, 8, 63, build))
     halves = stack(np.uint16, 16)
     store(halves, 0, scale)
     for k in range(TOGETHER):
