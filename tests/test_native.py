@@ -1,160 +1,103 @@
-"""`refimpl native` on a library of ours: sound, it passes; with each classic mistake, it is caught and named."""
+"""What `refimpl native` holds products and activations to: exact values, proven bounds, and that they can be missed."""
 
-import importlib.resources
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
-import jsonschema
+import numpy as np
 import pytest
 
-from refimpl.cli.main import run
-from refimpl.crosscheck.native import Judgement, Report, judge
+from refimpl import dots
+from refimpl.crosscheck import native_activations, native_dots
+from refimpl.crosscheck.native_inputs import edge_blocks, random_blocks, step_fields, unit_blocks
+from refimpl.crosscheck.native_mistakes import exact_weights
+from refimpl.crosscheck.native_symbols import Symbol, list_symbols, partner_of
+from refimpl.crosscheck.native_trial import Trial
+from refimpl.quants.formats import activations, formats
 
-SOURCE = Path(__file__).with_name("classic_mistakes.c")
-Q4, Q5, Q6 = "dequantize_row_q4_K", "dequantize_row_q5_0", "dequantize_row_q6_K"
-Q8, ROW = "dequantize_row_q8_0", "quantize_row_q8_0_ref"
-
-DOT4, DOT6, DOT8 = (f"ggml_vec_dot_{pair}" for pair in ("q4_K_q8_K", "q6_K_q8_K", "q8_0_q8_0"))
-
-# name in the C file and where it is looked for: function, verdict, what the report must say about it
-MISTAKES = {
-    "NIBBLES in a dot product": (DOT4, "wrong", "the nibbles are in the wrong order"),
-    "MIN_SIGN in a dot product": (DOT4, "wrong", "the min is added, not subtracted (its sign)"),
-    "NO_BSUMS": (DOT4, "wrong", "the mins are left out (bsums forgotten)"),
-    "NO_BSUMS of an offset": (DOT6, "wrong", "the offset of the codes is left out (bsums forgotten)"),
-    "SKIP_LAST in a dot product": (DOT4, "wrong", "the last block is skipped"),
-    "SIX_BITS in a dot product": (DOT4, "wrong", "sub-blocks 4 to 7: the upper two bits are left out"),
-    "SHORT_SUM": (DOT8, "wrong", "products are wrong"),
-    "TRUNCATED": ("quantize_row_q8_0", "wrong", "blocks differ"),
-    "NIBBLES": (Q4, "wrong", "the nibbles are in the wrong order"),
-    "UNSIGNED_SCALE": (Q6, "wrong", "signed scales are read as unsigned"),
-    "MIN_SIGN": (Q4, "wrong", "the min is added, not subtracted (its sign)"),
-    "SKIP_LAST": (Q4, "wrong", "the last block is skipped"),
-    "SIX_BITS": (Q4, "wrong", "6-bit scales of sub-blocks 4 to 7: the upper two bits are left out"),
-    "SIX_BITS_ODD": (Q4, "wrong", "6-bit scales of sub-blocks 4 to 7 are unpacked wrongly"),
-    "CRASH": (Q4, "crashed", "crashes: SIGSEGV"),
-    "HANG": (Q4, "crashed", "hangs: no answer within 0.5 s"),
-    "SPILL": (Q4, "wrong", "writes past the end of its output: 12 bytes"),
-    "SPILL_BEFORE": (Q4, "wrong", "writes 4 bytes before its output"),
-    "WRITE_INPUT": (Q4, "wrong", "writes into its input"),
-    "UNSIGNED_CODE": (Q8, "wrong", "signed codes are read as unsigned"),
-    "HIGH_BITS": (Q5, "wrong", "the high bits of the codes are left out"),
-    "ROUNDING": (ROW, "wrong", "blocks differ"),
-    "SIZE": ("quantize_q8_0", "wrong", "returns 33, not the 34 bytes written"),
-    "TABLE_OF_128": (Q4, "wrong", "of 257 blocks differ"),
-}
+DOTS = {s.format.name: s for s in list_symbols() if s.kind == "dot"}
+STEPPED = [name for name, fmt in formats.items() if step_fields(fmt) and fmt.weights > 1]
+rng = np.random.default_rng(0)
 
 
-def build(folder: Path, mistake: str = "NONE") -> Path:
-    """Compile the library; without a C compiler the tests fail, for they would show nothing."""
-    assert shutil.which("gcc"), "these tests compile a library: they need gcc"
-    path = folder / f"lib{mistake.lower()}.so"
-    options = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", f"-DMISTAKE={mistake}"]
-    subprocess.run(["gcc", *options, str(SOURCE), "-o", str(path), "-lm"], check=True)
-    return path
+@pytest.mark.parametrize("name", STEPPED)
+def test_decoding_without_rounding_is_linear_in_the_steps(name: str) -> None:
+    """d times what d = 1 gives, less dmin times what dmin = 1 gives: in float64, nothing is rounded."""
+    fmt = formats[name]
+    for raw in (random_blocks(fmt, rng, 300), edge_blocks(fmt, rng)):
+        blocks = raw.view(fmt.block).reshape(-1)
+        total = np.zeros((len(blocks), fmt.weights))
+        for step in step_fields(fmt):
+            one = blocks.copy()
+            for other in step_fields(fmt):
+                one[other] = other == step
+            total += exact_weights(fmt, one) * blocks[step].astype(np.float64)[:, None]
+        np.testing.assert_array_equal(exact_weights(fmt, blocks), total)
 
 
-def find(report: Report, symbol: str) -> Judgement:
-    return next(j for j in report.judgements if j.symbol == symbol)
+def test_every_pair_is_the_one_that_matmul_knows() -> None:
+    for name, partner in dots.PARTNERS.items():
+        assert partner_of(formats[name]) == partner, name
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("sound"))
+def make_trial(
+    symbol: Symbol, raw: np.ndarray, tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact values and bounds of one row a product, and matmul's own results."""
+    rows = len(raw) // len(tokens)
+    trial = Trial("", {"blocks": raw, "tokens": tokens}, rows)
+    weights = exact_weights(symbol.format, raw.view(symbol.format.block).reshape(-1))
+    exact, bound = native_dots.evaluate(symbol, weights, trial, native_dots.encode_tokens(symbol, tokens))
+    got = dots.matmul(raw.reshape(rows, -1), symbol.format, tokens.reshape(1, -1), symbol.partner)[0]
+    return exact, bound, got
 
 
-def test_a_sound_library_passes_and_what_it_lacks_is_absent(sound: Path, tmp_path: Path) -> None:
-    report = judge(str(sound), tmp_path / "reproducers", blocks=2000)
-    assert report.passed and not (tmp_path / "reproducers").exists()
-    same = {j.symbol for j in report.judgements if j.verdict == "same bits"}
-    assert {Q4, Q5, Q6, Q8, ROW, "quantize_q8_0"} <= same
-    bounded = {j.symbol: j.ratio for j in report.judgements if j.verdict == "inside the bound"}
-    assert set(bounded) == {
-        DOT4,
-        DOT6,
-        DOT8,
-        "quantize_row_q8_0",
-    }  # other orders, another rounding: all sound
-    assert all(ratio is not None and 0 < ratio < 1 for ratio in bounded.values())
-    assert find(report, ROW).build == ["strict"] and find(report, Q4).weights > 2000 * 256
-    absent = find(report, "quantize_q4_K")
-    assert (absent.verdict, absent.cases) == ("absent", 0)
+@pytest.mark.parametrize("name", [name for name in dots.PARTNERS if name in DOTS])
+def test_matmul_keeps_the_bound_and_one_code_more_breaks_it(name: str) -> None:
+    symbol = DOTS[name]
+    fmt, per_row = symbol.format, 8 * max(1, activations[symbol.partner].weights // symbol.format.weights)
+    tokens = rng.standard_normal((per_row, fmt.weights), np.float32)
+    raw = native_dots._tame(fmt, random_blocks(fmt, rng, 80 * per_row))
+    exact, bound, got = make_trial(symbol, raw[: len(raw) // per_row * per_row], tokens)
+    assert (bound > 0).all() and (np.abs(got - exact) <= bound).all()
+    assert (np.abs(got * np.float32(1.01) - exact) > bound).mean() > 0.5
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_classic_mistake_is_caught_named_and_shown(mistake: str, tmp_path: Path) -> None:
-    symbol, verdict, said = MISTAKES[mistake]
-    library = build(tmp_path, mistake.split()[0])
-    report = judge(
-        str(library), tmp_path / "out", blocks=300, limit=0.5 if mistake == "HANG" else 60, only=symbol
-    )
-    judgement = find(report, symbol)
-    assert not report.passed and judgement.verdict == verdict
-    assert said in f"{judgement.problem} {judgement.mistake}"
-    if mistake == "TABLE_OF_128":
-        assert judgement.smallest and judgement.smallest.startswith("129 blocks")
-    elif verdict == "wrong":
-        assert judgement.smallest and judgement.smallest.startswith("1 block, ")
-    reproduce(judgement, library, tmp_path, verdict)
+@pytest.mark.parametrize("name", [name for name in dots.PARTNERS if name in DOTS])
+def test_integers_have_a_bound_of_zero_and_matmul_meets_it(name: str) -> None:
+    symbol = DOTS[name]
+    fmt, per_row = symbol.format, max(1, activations[symbol.partner].weights // symbol.format.weights)
+    tokens = rng.integers(-9, 10, (per_row, fmt.weights)).astype(np.float32)
+    tokens[:, ::32] = 127
+    exact, bound, got = make_trial(symbol, unit_blocks(fmt, rng, 64 * per_row), tokens)
+    assert (bound == 0).sum() > 32
+    np.testing.assert_array_equal(got[bound == 0], exact[bound == 0])
 
 
-def reproduce(judgement: Judgement, library: Path, folder: Path, verdict: str) -> None:
-    """The saved program fails on this library, without refimpl, and passes on a sound one."""
-    program = [sys.executable, "-I", "-S", str(judgement.reproducer)]
-    if "hangs" in str(judgement.problem):
-        with pytest.raises(subprocess.TimeoutExpired):
-            subprocess.run(program, timeout=1, check=False)
-    else:
-        done = subprocess.run(program, capture_output=True, text=True, timeout=20, check=False)
-        assert done.returncode == (1 if verdict == "wrong" else -11), done.stderr
-    done = subprocess.run([*program, str(build(folder))], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.splitlines()[-1][:5]) == (0, "0 of "), done.stdout + done.stderr
+def test_every_trial_of_a_product_has_rows_that_prove_the_integer_part() -> None:
+    for symbol in DOTS.values():
+        proven = 0
+        for trial in native_dots.list_products(symbol, 64):
+            weights = exact_weights(
+                symbol.format, trial.inputs["blocks"].view(symbol.format.block).reshape(-1)
+            )
+            partner = native_dots.encode_tokens(symbol, trial.inputs["tokens"])
+            exact, bound = native_dots.evaluate(symbol, weights, trial, partner)
+            assert np.isfinite(exact).all() and np.isfinite(bound).all(), (symbol.name, trial.case)
+            proven += int((bound == 0).sum())
+        assert proven > 100, symbol.name
 
 
-def test_other_functions_of_a_wrong_library_keep_their_verdict(tmp_path: Path) -> None:
-    report = judge(str(build(tmp_path, "CRASH")), tmp_path / "out", blocks=300, only="dequantize_row_q")
-    assert {j.symbol: j.verdict for j in report.judgements if j.verdict != "absent"} == {
-        Q4: "crashed",
-        Q5: "same bits",
-        Q6: "same bits",
-        Q8: "same bits",
-    }
-
-
-def test_the_json_is_of_its_schema_and_the_exit_code_tells(
-    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    schema = json.loads(
-        importlib.resources.files("refimpl.report").joinpath("schemas/native.json").read_text()
-    )
-    common = ["--only", Q8, "--blocks", "100", "--reproducers", str(tmp_path / "out"), "--quiet"]
-    for library, code in ((sound, 0), (build(tmp_path, "UNSIGNED_CODE"), 1)):
-        assert run(["native", str(library), *common, "--json"]) == code
-        document = json.loads(capsys.readouterr().out)
-        jsonschema.Draft202012Validator(schema).validate(document)
-        assert document["passed"] is (code == 0)
-        assert run(["native", str(library), *common]) == code
-        out = capsys.readouterr().out
-        assert ("PASS" if code == 0 else "FAIL") in out and Q8 in out
-    assert "likely    signed codes are read as unsigned" in out and str(tmp_path / "out") in out
-
-
-def test_what_is_no_library_of_ggml_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = tmp_path / "text.so"
-    text.write_text("not a library")
-    other = tmp_path / "other.so"
-    subprocess.run(["gcc", "-shared", "-x", "c", "/dev/null", "-o", str(other)], check=True)
-    for target, code, said in (
-        (str(text), 3, "cannot be loaded"),
-        (str(tmp_path / "missing.so"), 3, "no such file"),
-        (str(tmp_path), 2, "is a directory"),
-        ("no_such_package_here", 2, "neither a file nor an installed package"),
-        ("json", 2, "carries no shared library"),
-        (str(other), 4, "exports no function of ggml's"),
-    ):
-        assert run(["native", target, "--quiet"]) == code
-        out, err = capsys.readouterr()
-        assert out == "" and said in err and "Traceback" not in err
+@pytest.mark.parametrize("name", activations)
+@pytest.mark.parametrize("encoder", native_activations.ENCODERS)
+def test_encoders_of_activations_keep_their_bound(name: str, encoder: str) -> None:
+    fmt = activations[name]
+    sizes = 10.0 ** rng.integers(-3, 9, (100, 1))
+    x = (rng.standard_normal((100, fmt.weights)) * sizes).astype(np.float32)
+    got = dots.encode(x.reshape(1, -1), name, encoder).reshape(100, -1)
+    assert name == "q8_k" or np.isinf(got.view(fmt.block)["d"]).any()  # and what overflows is right
+    ratio, wrong = native_activations.measure(x, got, fmt)
+    assert not wrong.any() and 0.9 < ratio <= 1
+    for field, change in (("qs", 1), ("d", -8), ("s", 4), ("bsums", 1)):
+        if field in (fmt.block.names or ()):
+            odd = got.copy()
+            bits = odd.view(fmt.block).reshape(-1)[field]
+            bits.view(f"i{bits.itemsize}").reshape(100, -1)[:, 0] += change
+            wrong = native_activations.measure(x, odd, fmt)[1]
+            assert wrong[np.isfinite(got.view(fmt.block)["d"].reshape(-1))].mean() > 0.9, field

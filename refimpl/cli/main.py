@@ -37,6 +37,7 @@ COMMANDS = {
     "reap": "Score a mixture's experts, select, prune and audit: which ones can a model lose?",
     "loops": "Tell whether a text ends in a loop, as a degenerated model writes it.",
     "native": "Judge a ggml shared library: every encoder, decoder and dot product that it exports.",
+    "vectors": "Write conformance vectors: inputs and the bytes or bits that they must give, for any language.",
     "selftest": "Break the embedded model in every known way, and check that verify names the damage.",
 }
 

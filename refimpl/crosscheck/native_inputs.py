@@ -85,7 +85,7 @@ def list_blocks(fmt: Format, most: int) -> Iterator[tuple[str, Blocks, bool]]:
 
 def list_weights(fmt: Format, most: int) -> Iterator[tuple[str, Floats, bool]]:
     """(what it tries, weights [rows, n], whether pointers are aligned as little as the ABI allows)."""
-    rng = np.random.default_rng([SEED, fmt.id, 1])
+    rng = np.random.default_rng([SEED, fmt.weights, 1])  # formats of one block size share them
     size = max(fmt.weights, 32)
     yield "one block", rng.standard_normal((1, size), np.float32), False
     for name, x in _kinds(rng, 5 * size):
@@ -124,7 +124,7 @@ def _kinds(rng: Generator, n: int) -> Iterator[tuple[str, NDArray[np.float64]]]:
 
 def list_importances(fmt: Format, n: int) -> Iterator[tuple[str, Floats]]:
     """Imatrix rows [n] of every kind: ordinary, constant, with holes, of all sizes."""
-    rng = np.random.default_rng([SEED, fmt.id, 2])
+    rng = np.random.default_rng([SEED, fmt.weights, 2])
     even = rng.uniform(0.1, 3, n)
     yield "uniform imatrix", even.astype(np.float32)
     yield "imatrix of ones", np.ones(n, np.float32)

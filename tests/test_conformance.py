@@ -1,0 +1,128 @@
+"""`refimpl vectors`: what lies in the folder is what its index and manifest say, and both texts of refimpl give it."""
+
+import hashlib
+import importlib.resources
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from refimpl import dots, quants
+from refimpl.cli.main import run
+from refimpl.crosscheck.native_symbols import partner_of
+from refimpl.crosscheck.vectors import write_vectors
+from refimpl.quants.formats import activations, formats
+from tests.bits import assert_same_bits
+
+HEADS = ["id", "op", "format", "text", "function", "equality", "rows", "n"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("vectors") / "compact"
+    write_vectors(place, compact=True)
+    return place
+
+
+def read_index(folder: Path) -> list[dict[str, str]]:
+    head, *lines = (folder / "index.tsv").read_text().splitlines()
+    return [dict(zip(head.removeprefix("#").split("\t"), line.split("\t"), strict=True)) for line in lines]
+
+
+def read_bytes(folder: Path, case: dict[str, str], role: str) -> np.ndarray:
+    file, offset, size = (case[f"{role}_{what}"] for what in ("file", "offset", "bytes"))
+    return np.fromfile(folder / file, np.uint8, int(size), offset=int(offset))
+
+
+def test_the_manifest_says_the_same_as_the_index_and_the_files(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    cases = read_index(folder)
+    assert [c["id"] for c in cases] == [c["id"] for c in manifest["cases"]]
+    assert len({c["id"] for c in cases}) == len(cases)
+    tensors = {name: load_file(folder / name) for name in manifest["files"]}
+    for name, file in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
+    for case, entry in zip(cases, manifest["cases"], strict=True):
+        assert all(case[key] == str(entry[key]) for key in HEADS) and len(entry["pins"]) > 20
+        for role in ("x", "y", "want"):
+            if role not in entry:
+                assert (role, case["y_file"], case["y_bytes"]) == ("y", "-", "0")
+                continue
+            array = manifest["arrays"][entry[role]]
+            data = read_bytes(folder, case, role)
+            assert hashlib.sha256(data).hexdigest() == array["sha256"]
+            tensor = tensors[array["file"]][array["tensor"]]
+            assert str(tensor.dtype) == array["dtype"] and data.tobytes() == tensor.tobytes()
+
+
+def test_every_format_has_its_cases(folder: Path) -> None:
+    cases = read_index(folder)
+    have = {(c["op"], c["format"], c["text"]) for c in cases}
+    for name, fmt in formats.items():
+        if name == "f32":
+            continue
+        assert ("decode", name, "any") in have
+        builds = quants.BUILDS if fmt.weights > 1 else ("strict",)
+        assert {("encode", name, build) for build in builds} <= have
+        weighed = [c for c in cases if (c["op"], c["format"]) == ("encode", name) and c["y_file"] != "-"]
+        assert bool(weighed) == (fmt.weighed and fmt.weights > 1), name
+    for name in dots.PARTNERS:
+        assert {("dot", name, order) for order in ("generic", "generic-fma", "avx2")} <= have
+    assert {("activation", name, "reference") for name in activations} <= have
+
+
+def test_the_reference_gives_what_the_kernels_wrote(folder: Path) -> None:
+    for case in read_index(folder):
+        fmt = formats.get(case["format"]) or activations[case["format"]]
+        rows, n = int(case["rows"]), int(case["n"])
+        x, y, want = (
+            read_bytes(folder, case, r) if case[f"{r}_file"] != "-" else None for r in ("x", "y", "want")
+        )
+        match case["op"]:
+            case "decode":
+                got = quants.dequantize(x, fmt, reference=True)
+            case "encode":
+                imatrix = None if y is None else y.view(np.float32)
+                weights = x.view(np.float32).reshape(rows, n)
+                got = quants.quantize(weights, fmt, imatrix, build=case["text"], reference=True)
+            case "activation":
+                got = dots.encode(x.view(np.float32).reshape(1, -1), fmt.name, case["text"], reference=True)
+            case "dot":
+                continue  # takes floats, not blocks: the next test
+        kind = np.float32 if case["equality"] == "bits" else np.uint8
+        assert_same_bits(got.reshape(-1), want.view(kind), case["id"])
+
+
+def test_products_are_those_of_the_stored_activations(folder: Path) -> None:
+    """Summed in float64 from the decoded blocks, every order's result is near: the files hold matching operands."""
+    seen = 0
+    for case in read_index(folder):
+        if case["op"] != "dot" or partner_of(formats[case["format"]]) == "q8_1":
+            continue
+        fmt, partner = formats[case["format"]], activations[partner_of(formats[case["format"]])]
+        x, y, want = (read_bytes(folder, case, role) for role in ("x", "y", "want"))
+        w = quants.dequantize(x.reshape(int(case["rows"]), -1), fmt).astype(np.float64)
+        blocks = y.view(partner.block).reshape(-1)
+        token = (blocks["d"].astype(np.float64).reshape(-1, 1) * blocks["qs"]).reshape(-1)
+        size = np.abs(w * token).sum(1)
+        assert (np.abs(want.view(np.float32) - (w * token).sum(1)) <= 1e-5 * size).all(), case["id"]
+        seen += 1
+    assert seen >= 30
+
+
+def test_the_command_writes_once_and_says_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = json.loads(
+        importlib.resources.files("refimpl.report").joinpath("schemas/vectors.json").read_text()
+    )
+    out = tmp_path / "a" / "vectors"
+    assert run(["vectors", "-o", str(out), "--compact", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema).validate(document)
+    assert document["cases"] == len(read_index(out)) and "edition" in (out / "README.md").read_text()
+    assert sorted(p.name for p in out.parent.iterdir()) == ["vectors"]  # nothing half-written is left
+    assert run(["vectors", "-o", str(out), "--compact", "--quiet"]) == 2
+    assert "exists" in capsys.readouterr().err
