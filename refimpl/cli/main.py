@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "Write a GLM-5.1 checkpoint as a GGUF of BF16, F16 or F32, as convert_hf_to_gguf does.",
     "quantize": "Quantize a GLM-5.1 model by a recipe, with llama-quantize's bytes.",
     "slice": "Cut a small, whole model out of a big file, without touching the rest.",
+    "diff": "Compare two models tensor by tensor, after the transforms between a checkpoint and a GGUF.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
     "run": "Generate text or tokens, streaming.",
     "logits": "Print the likeliest next tokens after each token, or write all logits.",

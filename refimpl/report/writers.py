@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from refimpl.writers.convert import Converted
+    from refimpl.writers.difference import Difference, Pair
     from refimpl.writers.plan import Note
     from refimpl.writers.quantize import Quantized
     from refimpl.writers.slice import Sliced
 
+LISTED = 50  # tensors that differ
 SHOWN = 3  # notes of one kind, fallbacks
 
 
@@ -62,6 +64,38 @@ def print_sliced(done: "Sliced", out: "Console", seconds: float) -> None:
         f"{done.tensors:,} tensors · {count(done.weights)} weights   {seconds:,.1f} s",
         soft_wrap=True,
     )
+
+
+def print_difference(found: "Difference", out: "Console") -> None:
+    """What differs, the largest relative error first; then the counts."""
+    apart = [p for p in found.pairs if p.status != "same"]
+    apart.sort(key=lambda p: (p.status == "same-values", -(p.rmse() or 0) / (p.ssx or 1) ** 0.5))
+    for pair in apart[:LISTED]:
+        out.print(f"{clean(pair.name):44} {_say_pair(pair)}", soft_wrap=True)
+    if len(apart) > LISTED:
+        out.print(f"and {len(apart) - LISTED:,} more: see --json", soft_wrap=True)
+    for what, names in found.keys.items():
+        if names:
+            out.print(f"keys {what.replace('_', ' in ')}: {clean(', '.join(names), 2000)}", soft_wrap=True)
+    counts = " · ".join(f"{number:,} {status}" for status, number in found.counts().items())
+    out.print(f"{'same' if found.same else 'different'}   {counts}", style="bold", soft_wrap=True)
+
+
+def _say_pair(pair: "Pair") -> str:
+    a, b = (t or "-" for t in pair.types)
+    if pair.status in ("only-a", "only-b"):
+        return f"only in {pair.status[-1].upper()} ({a if pair.status == 'only-a' else b})"
+    if pair.status == "same-values":
+        return f"same values, {a} and {b}" if a != b else "same values, other bytes"
+    if not pair.comparable:
+        return f"shapes {list(pair.shapes[0] or ())} and {list(pair.shapes[1] or ())}"
+    words = f"{a} and {b}" if a != b else f"{a}, {pair.blocks_differ:,} of {pair.blocks:,} blocks"
+    rmse = pair.rmse()
+    if rmse is None or pair.worst is None:
+        return f"{words} differ"
+    place = f"row {pair.worst[0]:,}, column {pair.worst[1]:,}: {pair.worst[2]:.6g} and {pair.worst[3]:.6g}"
+    experts = f", {len(pair.experts):,} along the first axis" if pair.experts else ""
+    return f"{words}{experts} · {pair.weights_differ:,} weights, rmse {rmse:.3g}, most at {place}"
 
 
 def _print_notes(notes: list["Note"], out: "Console") -> None:
