@@ -17,6 +17,13 @@ CONFIG = {
     "tie_word_embeddings": False, "scoring_func": "sigmoid",
 }  # fmt: skip
 
+# Sizes with which both transformers and llama.cpp run, and 32 index heads: enough that scores rarely tie.
+SOUND = CONFIG | {
+    "hidden_size": 64, "index_n_heads": 32, "qk_rope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 2,
+    "kv_lora_rank": 32, "q_lora_rank": 32, "vocab_size": 96, "index_topk": 12, "indexer_rope_interleave": True,
+    "pad_token_id": 0, "intermediate_size": 48, "n_routed_experts": 16, "num_experts_per_tok": 4,
+}  # fmt: skip
+
 
 def draw_weights(config, seed=0):
     """Every tensor of the checkpoint, float32 [out, in] of BF16 values, the router's bias full float32."""
@@ -91,3 +98,24 @@ def write_checkpoint(folder, config=CONFIG, weights=None, shards=2):
     index = {"metadata": {"total_size": total}, "weight_map": mapped}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return weights
+
+
+def scale(weights, config):
+    """Weights that keep activations near 1: a random matrix shrunk by its width, norms around 1; in BF16."""
+    made = {}
+    for name, w in weights.items():
+        if name.endswith("_bias"):
+            made[name] = w * np.float32(0.1)
+        elif w.ndim == 1:
+            made[name] = (
+                np.float32(1) + np.float32(0.1) * w if name.endswith("weight") else np.float32(0.1) * w
+            )
+        else:
+            made[name] = w if "embed" in name else w / np.float32(w.shape[1] ** 0.5)
+        made[name] = to_bf16(made[name]) if not is_float32(name) else made[name]
+    missing = {
+        f"model.layers.{n}.self_attn.indexer"
+        for n, kind in enumerate(config.get("indexer_types", []))
+        if kind == "shared"
+    }
+    return {k: v for k, v in made.items() if not any(k.startswith(m + ".") for m in missing)}

@@ -33,6 +33,8 @@ COMMANDS = {
     "diff": "Compare two models tensor by tensor, after the transforms between a checkpoint and a GGUF.",
     "explain": "Show one block byte by byte: fields, scales, codes, values, and the source's beside them.",
     "run": "Generate text or tokens, streaming.",
+    "trace": "Write every named activation of a forward pass.",
+    "compare": "Find the first wrong operation of trace B, and tell it from what it caused.",
     "logits": "Print the likeliest next tokens after each token, or write all logits.",
     "perplexity": "Measure perplexity, and KL divergence and top-1 agreement against a base model.",
     "reap": "Score a mixture's experts, select, prune and audit: which ones can a model lose?",

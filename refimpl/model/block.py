@@ -27,7 +27,7 @@ def block(
     h = tap("ffn_inp", h + out)
     x = tap("ffn_norm", rms_norm(h, w.vector("ffn_norm"), hp.rms_norm_eps))
     if layer < hp.first_k_dense_replace:
-        out = swiglu(x, w["ffn_gate"], w["ffn_up"], w["ffn_down"], conv)
+        out = swiglu(x, w["ffn_gate"], w["ffn_up"], w["ffn_down"], conv, tap)
     else:
         out = moe(x, w, hp, conv, tap)
     return tap("l_out", h + tap("ffn_out", out)), rows

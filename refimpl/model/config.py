@@ -28,7 +28,7 @@ class Conventions:
     dense        : ignore the indexer and look at every earlier token (engines before mid-2026)
     kv           : what the caches store
     activations  : "float": weights are decoded; "ggml": inputs of quantized matrices are quantized, as on a CPU
-    order        : of additions in products with quantized inputs (dots.ORDERS)
+    order        : of additions in products with quantized inputs (dots.ORDERS); "ggml": avx2 to 7 tokens, then tiled
     jobs         : threads; they change nothing but the time
     """
 
@@ -58,7 +58,7 @@ ENGINES = MappingProxyType(
         ),
         "llama.cpp": Conventions(
             key_eps=0.0, denominator="max(sum, 2^-14)", angles="f32-steps", hadamard=True, kv="f16",
-            activations="ggml", order="generic-fma",
+            activations="ggml", order="ggml",
         ),
         "deepseek": Conventions(
             latent_eps=1e-6, denominator="sum", expert_sum="index", angles="f32", hadamard=True, index="fp8"

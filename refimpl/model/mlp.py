@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.model.config import Conventions
+from refimpl.model.tap import Tap, silent
 from refimpl.model.weights import Matrix, linear
 
 Array = NDArray[Any]
@@ -18,6 +19,9 @@ def silu(x: Array) -> Array:  # [...] -> [...]
         return (wide / (1 + np.exp(-wide))).astype(x.dtype)
 
 
-def swiglu(x: Array, gate: Matrix, up: Matrix, down: Matrix, conv: Conventions) -> Array:  # [T, D] -> [T, D]
+def swiglu(
+    x: Array, gate: Matrix, up: Matrix, down: Matrix, conv: Conventions, tap: Tap = silent
+) -> Array:  # [T, D] -> [T, D]
     """down(silu(gate x) * (up x))."""
-    return linear(down, silu(linear(gate, x, conv)) * linear(up, x, conv), conv)
+    g, u = tap("ffn_gate", linear(gate, x, conv)), tap("ffn_up", linear(up, x, conv))
+    return linear(down, tap("ffn_swiglu", silu(g) * u), conv)

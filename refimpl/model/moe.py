@@ -72,23 +72,33 @@ def _mask_groups(choice: Array, hp: Hparams) -> Array:  # [T, E] -> [T, E]
     return masked.reshape(choice.shape)
 
 
-def run_expert(e: int, x: Array, w: Layer, conv: Conventions) -> Array:  # [T, D] -> [T, D]
+def run_expert(e: int, x: Array, w: Layer, conv: Conventions, tap: Tap = silent) -> Array:  # [T, D] -> [T, D]
     """One routed expert's output, before its weight."""
     gate, up, down = (w.expert(f"ffn_{part}_exps", e) for part in ("gate", "up", "down"))
-    return swiglu(x, gate, up, down, conv)
+    return swiglu(x, gate, up, down, conv, tap)
 
 
-def run_shared(x: Array, w: Layer, conv: Conventions) -> Array:  # [T, D] -> [T, D]
+def run_shared(x: Array, w: Layer, conv: Conventions, tap: Tap = silent) -> Array:  # [T, D] -> [T, D]
     """The shared expert's output."""
-    return swiglu(x, w["ffn_gate_shexp"], w["ffn_up_shexp"], w["ffn_down_shexp"], conv)
+    return swiglu(x, w["ffn_gate_shexp"], w["ffn_up_shexp"], w["ffn_down_shexp"], conv, tap)
 
 
-def run_chosen(x: Array, chosen: Array, w: Layer, conv: Conventions) -> Array:  # [T, D], [T, K] -> [T, K, D]
+def run_chosen(
+    x: Array, chosen: Array, w: Layer, conv: Conventions, tap: Tap = silent
+) -> Array:  # [T, D], [T, K] -> [T, K, D]
     """The outputs of every token's experts; each expert runs once, on all tokens that chose it."""
     out = np.empty((*chosen.shape, x.shape[1]), x.dtype)
+    inner: dict[str, Array] = {}
     for e in np.unique(chosen):
         tokens, slots = np.nonzero(chosen == e)
-        out[tokens, slots] = run_expert(int(e), x[tokens], w, conv)
+
+        def keep(name: str, value: Array, at: tuple[Array, Array] = (tokens, slots)) -> Array:
+            inner.setdefault(name, np.empty((*chosen.shape, value.shape[1]), value.dtype))[at] = value
+            return value
+
+        out[tokens, slots] = run_expert(int(e), x[tokens], w, conv, silent if tap is silent else keep)
+    for name, value in inner.items():
+        tap(name.replace("ffn_", "ffn_moe_"), value)
     return out
 
 
@@ -110,6 +120,6 @@ def moe(x: Array, w: Layer, hp: Hparams, conv: Conventions, tap: Tap = silent) -
     tap("ffn_moe_probs", routing.probs)
     tap("ffn_moe_topk", routing.chosen)
     tap("ffn_moe_weights_scaled", routing.weights)
-    outputs = tap("ffn_moe_down", run_chosen(x, routing.chosen, w, conv))
+    outputs = tap("ffn_moe_down", run_chosen(x, routing.chosen, w, conv, tap))
     routed = tap("ffn_moe_out", combine(outputs, routing, conv))
-    return routed + tap("ffn_shexp", run_shared(x, w, conv))
+    return routed + tap("ffn_shexp", run_shared(x, w, conv, tap))

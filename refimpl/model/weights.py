@@ -25,6 +25,7 @@ from refimpl.quants.formats import BF16, F32, Format, find_codec
 Array = NDArray[Any]
 
 PIECE = 1 << 22  # weights decoded at a time
+TILED = 8  # tokens from which on ggml multiplies in tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,10 @@ def linear(w: Matrix, x: Array, conv: Conventions) -> Array:  # [m, n], [T, n] -
     if w.format.name in ("f16", "bf16"):  # ggml narrows the tokens to the type of the weights
         x = dequantize(quantize(x, w.format), w.format)
     partner = PARTNERS.get(w.format.name, "f32")
-    return matmul(w.raw, w.format, x, partner, "generic" if partner == "f32" else conv.order, jobs=conv.jobs)
+    order = "generic" if partner == "f32" else conv.order
+    if order == "ggml":
+        order = "tiled" if len(x) >= TILED else "avx2"
+    return matmul(w.raw, w.format, x, partner, order, jobs=conv.jobs)
 
 
 class Layer:

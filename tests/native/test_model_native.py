@@ -13,11 +13,6 @@ from tools.llama_run import Llama
 
 TINY = Path(__file__).resolve().parent.parent.parent / "golden" / "tiny-glm-dsa"
 BOUND = 2e-6
-RANDOM = tiny_checkpoint.CONFIG | {
-    "hidden_size": 64, "index_n_heads": 32, "qk_rope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 2,
-    "kv_lora_rank": 32, "q_lora_rank": 32, "vocab_size": 96, "index_topk": 12, "indexer_rope_interleave": True,
-    "pad_token_id": 0, "intermediate_size": 48, "n_routed_experts": 16, "num_experts_per_tok": 4,
-}  # fmt: skip
 SHAPES = {
     "three layers": {},
     "twelve experts": {"n_routed_experts": 12},
@@ -80,8 +75,8 @@ def tie_free(model, ids):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_of_random_models_are_those_of_transformers(tmp_path, shape):
-    config = RANDOM | SHAPES[shape]
-    weights = scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+    config = tiny_checkpoint.SOUND | SHAPES[shape]
+    weights = tiny_checkpoint.scale(tiny_checkpoint.draw_weights(config, seed=7), config)
     tiny_checkpoint.write_checkpoint(tmp_path, config, weights)
     ids = np.random.default_rng(1).integers(0, config["vocab_size"], 60).tolist()
     model = refimpl.load(tmp_path, engine="transformers")
@@ -89,29 +84,6 @@ def test_logits_of_random_models_are_those_of_transformers(tmp_path, shape):
     assert rows > 2 * config["index_topk"]
     off = deviation(model.logits(ids), theirs(tmp_path, ids))[:rows]
     assert off.max() <= BOUND
-
-
-def scaled(weights, config):
-    """Weights that keep activations near 1: a random matrix shrunk by its width, norms around 1; in BF16."""
-    made = {}
-    for name, w in weights.items():
-        if name.endswith("_bias"):
-            made[name] = w * np.float32(0.1)
-        elif w.ndim == 1:
-            made[name] = (
-                np.float32(1) + np.float32(0.1) * w if name.endswith("weight") else np.float32(0.1) * w
-            )
-        else:
-            made[name] = w if "embed" in name else w / np.float32(w.shape[1] ** 0.5)
-        made[name] = (
-            tiny_checkpoint.to_bf16(made[name]) if not tiny_checkpoint.is_float32(name) else made[name]
-        )
-    missing = {
-        f"model.layers.{n}.self_attn.indexer"
-        for n, kind in enumerate(config.get("indexer_types", []))
-        if kind == "shared"
-    }
-    return {k: v for k, v in made.items() if not any(k.startswith(m + ".") for m in missing)}
 
 
 def test_the_indexer_matters_here():
@@ -138,9 +110,13 @@ def test_logits_of_the_trained_model_are_those_of_llama_cpp(tmp_path, steps):
 
 @pytest.mark.parametrize("shape", [name for name in SHAPES if "groups" not in name])
 def test_logits_of_random_models_are_those_of_llama_cpp(tmp_path, shape):
-    config = RANDOM | SHAPES[shape] | {"index_head_dim": 128, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64}
+    config = (
+        tiny_checkpoint.SOUND
+        | SHAPES[shape]
+        | {"index_head_dim": 128, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64}
+    )
     tiny_checkpoint.write_checkpoint(
-        tmp_path, config, scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+        tmp_path, config, tiny_checkpoint.scale(tiny_checkpoint.draw_weights(config, seed=7), config)
     )
     ids = np.random.default_rng(1).integers(0, config["vocab_size"], 60).tolist()
     llama = Llama(float_gguf.write(tmp_path / "f32.gguf", tmp_path), context=64)
@@ -161,8 +137,8 @@ def test_llama_cpp_norms_the_latents_with_the_configs_eps():
 
 @torch.no_grad()
 def test_the_mtp_block_is_what_transformers_modules_make_of_it(tmp_path):
-    config = RANDOM | {"num_nextn_predict_layers": 1, "index_topk": 64}
-    weights = scaled(tiny_checkpoint.draw_weights(config, seed=7), config)
+    config = tiny_checkpoint.SOUND | {"num_nextn_predict_layers": 1, "index_topk": 64}
+    weights = tiny_checkpoint.scale(tiny_checkpoint.draw_weights(config, seed=7), config)
     tiny_checkpoint.write_checkpoint(tmp_path, config, weights)
     ids = np.random.default_rng(1).integers(0, config["vocab_size"], 40)
     model = GlmMoeDsaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")

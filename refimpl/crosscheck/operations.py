@@ -1,0 +1,268 @@
+"""The graph of GLM-5.1 as a list of operations that can be judged alone, each from the recorded values it takes.
+
+An operation's name is the activation that it makes. It is judged where its inputs were recorded: `needs` lists them,
+"<" standing for the layer's input. Two operations may make the same activation from different inputs (an engine without
+the absorbed query has no `kqv`): the first whose inputs are there is taken.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.crosscheck import bounds
+from refimpl.crosscheck.bounds import Judged, gamma
+from refimpl.files.hparams import Hparams
+from refimpl.model import dsa
+from refimpl.model.cache import rounded
+from refimpl.model.config import Conventions
+from refimpl.model.rope import angles
+from refimpl.model.weights import Layer
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Scene:
+    """One layer of a trace: recorded values, as float64, beside weights and conventions."""
+
+    values: dict[str, Array]
+    w: Layer
+    top: Layer
+    hp: Hparams
+    conv: Conventions
+
+    def __getitem__(self, name: str) -> Array:
+        return self.values[name]
+
+    @property
+    def positions(self) -> Array:
+        """[T], from 0 on."""
+        return np.arange(len(next(iter(self.values.values()))))
+
+    @property
+    def latent_eps(self) -> float:
+        """eps of the norms inside attention."""
+        return self.hp.rms_norm_eps if self.conv.latent_eps is None else self.conv.latent_eps
+
+    def turned(self, x: Array) -> Judged:
+        """Rotary positions."""
+        hp = self.hp
+        turn = angles(self.positions, x.shape[-1], hp.rope_theta, self.conv.angles)
+        return bounds.rotate(x, turn, self.positions, hp.rope_theta)
+
+    def turned_first(self, x: Array) -> Judged:
+        """Rotary positions on the first channels, and the Hadamard rotation where there is one."""
+        n = self.hp.qk_rope_head_dim
+        head, off = self.turned(x[..., :n])
+        y, bound = x.copy(), np.zeros_like(x)
+        y[..., :n], bound[..., :n] = head, off
+        return bounds.hadamard(y, bound, dsa.hadamard(y)) if self.conv.hadamard else (y, bound)
+
+    def heads(self, name: str, x: Array) -> Judged:  # [T, H, n] -> [T, H, m]
+        """Each head's own matrix."""
+        found = [bounds.linear(self.w[name][h], x[:, h], self.conv) for h in range(x.shape[1])]
+        return np.stack([y for y, _ in found], 1), np.stack([b for _, b in found], 1)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How one activation is made."""
+
+    name: str
+    needs: tuple[str, ...]
+    judge: Callable[[Scene], Judged]
+
+
+def _linear(weight: str, source: str) -> Callable[[Scene], Judged]:
+    return lambda s: bounds.linear(s.w[weight], s[source], s.conv)
+
+
+def _norm(weight: str, source: str) -> Callable[[Scene], Judged]:
+    return lambda s: bounds.rms_norm(s[source], s.w.vector(weight).astype(np.float64), s.hp.rms_norm_eps)
+
+
+def _sum(a: str, b: str) -> Callable[[Scene], Judged]:
+    return lambda s: (s[a] + s[b], gamma(1) * np.abs(s[a] + s[b]))
+
+
+def _split(s: Scene) -> tuple[Array, Array]:
+    """q as nope and rope parts, [T, H, ·]."""
+    q = s["q"].reshape(len(s["q"]), s.hp.num_attention_heads, -1)
+    return q[..., : s.hp.qk_nope_head_dim], q[..., s.hp.qk_nope_head_dim :]
+
+
+def _key_norm(s: Scene) -> Judged:
+    weight, bias = (s.w.vector(f"indexer.k_norm{end}").astype(np.float64) for end in ("", ".bias"))
+    return bounds.layer_norm(s["indexer_k_raw"], weight, bias, s.conv.key_eps)
+
+
+def _queries(s: Scene) -> Judged:
+    return s.turned_first(s["indexer_q_raw"].reshape(len(s["indexer_q_raw"]), s.hp.index_n_heads, -1))
+
+
+def _index_weights(s: Scene) -> Judged:
+    y, bound = bounds.linear(s.w["indexer.proj"], s["attn_norm"], s.conv)
+    scale = (s.hp.index_n_heads * s.hp.index_head_dim) ** -0.5
+    return y * scale, (bound + gamma(4) * np.abs(y)) * scale
+
+
+def _scores(s: Scene) -> Judged:
+    q, weights = s["indexer_q"], s["indexer_weights"]
+    k = rounded(s["indexer_k"].reshape(len(q), -1), s.conv.kv)
+    dots = np.maximum(np.einsum("thn,sn->ths", q, k, optimize=True), 0)
+    size = np.einsum("thn,sn->ths", np.abs(q), np.abs(k), optimize=True)
+    y = np.einsum("ths,th->ts", dots, weights, optimize=True)
+    bound = gamma(q.shape[2] + q.shape[1] + 4) * np.einsum("ths,th->ts", size, np.abs(weights), optimize=True)
+    causal = np.tri(len(q), dtype=np.bool_)
+    return np.where(causal, y, -np.inf), np.where(causal, bound, 0)
+
+
+def _seen(s: Scene) -> Array:
+    """The selection, or everything before where none was recorded."""
+    return s["top_k"].astype(np.bool_) if "top_k" in s.values else np.tri(len(s.positions), dtype=np.bool_)
+
+
+def _latent_attention(s: Scene) -> Judged:
+    q = np.concatenate(
+        [s["q_nope_absorbed"], s["q_pe"].reshape(len(s["q_pe"]), s.hp.num_attention_heads, -1)], -1
+    )
+    k = np.concatenate([s["kv_cmpr"], s["k_pe"].reshape(len(s["k_pe"]), -1)], -1)
+    scale = (s.hp.qk_nope_head_dim + s.hp.qk_rope_head_dim) ** -0.5
+    return bounds.attend(q, k, s["kv_cmpr"], _seen(s), scale, s.conv.kv)
+
+
+def _values(s: Scene) -> Judged:
+    y, bound = s.heads("attn_v_b", s["kqv"])
+    return y.reshape(len(y), -1), bound.reshape(len(y), -1)
+
+
+def _expanded_attention(s: Scene) -> Judged:
+    """From latents to heads in one: keys and values restored, rotary parts turned here."""
+    nope, rope = _split(s)
+    q_pe, q_off = s.turned(rope)
+    k_pe, k_off = s.turned(s["kv_cmpr_pe"][:, s.hp.kv_lora_rank :])
+    c, scale = s["kv_cmpr"], (s.hp.qk_nope_head_dim + s.hp.qk_rope_head_dim) ** -0.5
+    keys, values, off, spread = [], [], [], []
+    for h in range(nope.shape[1]):
+        k, k_bound = bounds.product(c, s.w["attn_k_b"][h].values().astype(np.float64).T)
+        v, v_bound = bounds.linear(s.w["attn_v_b"][h], c, s.conv)
+        keys.append(np.concatenate([k, k_pe], -1))
+        values.append(v)
+        turned = q_off[:, h] @ np.abs(k_pe).T + (np.abs(q_pe[:, h]) + q_off[:, h]) @ k_off.T
+        off.append((np.abs(nope[:, h]) @ k_bound.T + turned) * scale)
+        spread.append(v_bound.max(axis=0))
+    query = np.concatenate([nope, q_pe], -1)
+    y, bound = bounds.attend(
+        query, np.stack(keys), np.stack(values), _seen(s), scale, key_off=np.stack(off, 1)
+    )
+    return y.reshape(len(y), -1), (bound + np.stack(spread)[None]).reshape(len(y), -1)
+
+
+def _residual(s: Scene) -> Judged:
+    """Attention's output and the layer's input, where the output itself was not recorded."""
+    y, bound = bounds.linear(s.w["attn_output"], s["kqv_out"], s.conv)
+    return y + s["<"], bound + gamma(1) * (np.abs(y + s["<"]) + bound)
+
+
+def _expert(matrix: str, source: str) -> Callable[[Scene], Judged]:
+    """One matrix of every chosen expert, [T, K, ·]; the input is each token's, or each expert's own."""
+
+    def judge(s: Scene) -> Judged:
+        chosen, x = s["ffn_moe_topk"].astype(np.int64), s[source]
+        x = np.broadcast_to(x[:, None], (*chosen.shape, x.shape[-1])) if x.ndim == 2 else x
+        shape = (*chosen.shape, s.w.expert(f"ffn_{matrix}_exps", int(chosen.min())).shape[0])
+        y, bound = np.empty(shape), np.empty(shape)
+        for e in np.unique(chosen):
+            at = np.nonzero(chosen == e)
+            y[at], bound[at] = bounds.linear(s.w.expert(f"ffn_{matrix}_exps", int(e)), x[at], s.conv)
+        return y, bound
+
+    return judge
+
+
+def _expert_weights(s: Scene) -> Judged:
+    p = np.take_along_axis(s["ffn_moe_probs"], s["ffn_moe_topk"].astype(np.int64), 1)
+    total = p.sum(axis=1, keepdims=True)
+    total = np.maximum(total, 2.0**-14) if s.conv.denominator == "max(sum, 2^-14)" else total
+    y = p / total * s.hp.routed_scaling_factor
+    return y, gamma(p.shape[1] + 4) * y
+
+
+def _mixture(s: Scene) -> Judged:
+    terms = s["ffn_moe_down"] * s["ffn_moe_weights_scaled"][..., None]
+    return terms.sum(axis=1), gamma(terms.shape[1] + 2) * np.abs(terms).sum(axis=1)
+
+
+def _head_norm(s: Scene) -> Judged:
+    return bounds.rms_norm(s["<"], s.top.vector("output_norm").astype(np.float64), s.hp.rms_norm_eps)
+
+
+ATTENTION = (
+    Operation("attn_norm", ("<",), _norm("attn_norm", "<")),
+    Operation("qr_raw", ("attn_norm",), _linear("attn_q_a", "attn_norm")),
+    Operation(
+        "qr", ("qr_raw",),
+        lambda s: bounds.rms_norm(s["qr_raw"], s.w.vector("attn_q_a_norm").astype(np.float64), s.latent_eps),
+    ),
+    Operation("q", ("qr",), _linear("attn_q_b", "qr")),
+    Operation("q_pe", ("q",), lambda s: s.turned(_split(s)[1])),
+    Operation("kv_cmpr_pe", ("attn_norm",), _linear("attn_kv_a_mqa", "attn_norm")),
+    Operation(
+        "kv_cmpr", ("kv_cmpr_pe",),
+        lambda s: bounds.rms_norm(
+            s["kv_cmpr_pe"][:, : s.hp.kv_lora_rank], s.w.vector("attn_kv_a_norm").astype(np.float64), s.latent_eps
+        ),
+    ),
+    Operation("k_pe", ("kv_cmpr_pe",), lambda s: s.turned(s["kv_cmpr_pe"][:, s.hp.kv_lora_rank :])),
+    Operation("indexer_k_raw", ("attn_norm",), _linear("indexer.attn_k", "attn_norm")),
+    Operation("indexer_k_norm", ("indexer_k_raw",), _key_norm),
+    Operation("indexer_k", ("indexer_k_norm",), lambda s: s.turned_first(s["indexer_k_norm"])),
+    Operation("indexer_q_raw", ("qr",), _linear("indexer.attn_q_b", "qr")),
+    Operation("indexer_q", ("indexer_q_raw",), _queries),
+    Operation("indexer_weights_raw", ("attn_norm",), _linear("indexer.proj", "attn_norm")),
+    Operation("indexer_weights", ("attn_norm",), _index_weights),
+    Operation("indexer_score", ("indexer_q", "indexer_k", "indexer_weights"), _scores),
+    Operation("q_nope_absorbed", ("q",), lambda s: s.heads("attn_k_b", _split(s)[0])),
+    Operation("kqv", ("q_nope_absorbed", "q_pe", "kv_cmpr", "k_pe"), _latent_attention),
+    Operation("kqv_out", ("kqv",), _values),
+    Operation("kqv_out", ("q", "kv_cmpr", "kv_cmpr_pe"), _expanded_attention),
+    Operation("attn_out", ("kqv_out",), _linear("attn_output", "kqv_out")),
+    Operation("ffn_inp", ("attn_out", "<"), _sum("attn_out", "<")),
+    Operation("ffn_inp", ("kqv_out", "<"), _residual),
+    Operation("ffn_norm", ("ffn_inp",), _norm("ffn_norm", "ffn_inp")),
+)  # fmt: skip
+DENSE = (
+    Operation("ffn_gate", ("ffn_norm",), _linear("ffn_gate", "ffn_norm")),
+    Operation("ffn_up", ("ffn_norm",), _linear("ffn_up", "ffn_norm")),
+    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), lambda s: bounds.silu(s["ffn_gate"], s["ffn_up"])),
+    Operation("ffn_out", ("ffn_swiglu",), _linear("ffn_down", "ffn_swiglu")),
+)
+SPARSE = (
+    Operation("ffn_moe_logits", ("ffn_norm",), _linear("ffn_gate_inp", "ffn_norm")),
+    Operation("ffn_moe_probs", ("ffn_moe_logits",), lambda s: bounds.sigmoid(s["ffn_moe_logits"])),
+    Operation("ffn_moe_weights_scaled", ("ffn_moe_probs", "ffn_moe_topk"), _expert_weights),
+    Operation("ffn_moe_gate", ("ffn_norm", "ffn_moe_topk"), _expert("gate", "ffn_norm")),
+    Operation("ffn_moe_up", ("ffn_norm", "ffn_moe_topk"), _expert("up", "ffn_norm")),
+    Operation(
+        "ffn_moe_swiglu",
+        ("ffn_moe_gate", "ffn_moe_up"),
+        lambda s: bounds.silu(s["ffn_moe_gate"], s["ffn_moe_up"]),
+    ),
+    Operation("ffn_moe_down", ("ffn_moe_swiglu", "ffn_moe_topk"), _expert("down", "ffn_moe_swiglu")),
+    Operation("ffn_moe_out", ("ffn_moe_down", "ffn_moe_weights_scaled"), _mixture),
+    Operation("ffn_gate", ("ffn_norm",), _linear("ffn_gate_shexp", "ffn_norm")),
+    Operation("ffn_up", ("ffn_norm",), _linear("ffn_up_shexp", "ffn_norm")),
+    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), lambda s: bounds.silu(s["ffn_gate"], s["ffn_up"])),
+    Operation("ffn_shexp", ("ffn_swiglu",), _linear("ffn_down_shexp", "ffn_swiglu")),
+    Operation("ffn_out", ("ffn_moe_out", "ffn_shexp"), _sum("ffn_moe_out", "ffn_shexp")),
+)
+LAST = (Operation("l_out", ("ffn_inp", "ffn_out"), _sum("ffn_inp", "ffn_out")),)
+HEAD = (
+    Operation("result_norm", ("<",), _head_norm),
+    Operation(
+        "result_output", ("result_norm",), lambda s: bounds.linear(s.top["output"], s["result_norm"], s.conv)
+    ),
+)
