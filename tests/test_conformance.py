@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from refimpl import dots, quants
+from refimpl.arith.builds import list_builds
 from refimpl.cli.main import run
 from refimpl.crosscheck.native_symbols import partner_of
 from refimpl.crosscheck.vectors import write_vectors
@@ -66,8 +67,7 @@ def test_every_format_has_its_cases(folder: Path) -> None:
         if name == "f32":
             continue
         assert ("decode", name, "any") in have
-        builds = quants.BUILDS if fmt.weights > 1 else ("strict",)
-        assert {("encode", name, build) for build in builds} <= have
+        assert {("encode", name, build) for build in list_builds(name)} <= have
         weighed = [c for c in cases if (c["op"], c["format"]) == ("encode", name) and c["y_file"] != "-"]
         assert bool(weighed) == (fmt.weighed and fmt.weights > 1), name
     for name in dots.PARTNERS:

@@ -38,21 +38,20 @@ static int same(const void *got, const void *want, size_t size, int bits) {
 int main(int count, char **args) {
     char line[4096], id[256], op[32], format[32], text[32], function[128], equality[16], file[3][256], path[4096];
     char *defaults[] = {"strict", "reference", "generic-fma", "avx2"}, **texts = count > 3 ? args + 3 : defaults;
-    int passed = 0, failed = 0, skipped = 0, texts_count = count > 3 ? count - 3 : 4;
+    int passed = 0, failed = 0, skipped = 0, type, texts_count = count > 3 ? count - 3 : 4;
     long long rows, n, offset[3], size[3];
     void *library = count > 2 ? dlopen(args[1], RTLD_LAZY) : NULL, (*init)(void), (*grids)(int);
     if (!library) return fprintf(stderr, "%s\n", count > 2 ? dlerror() : "run_vectors LIBRARY DIR [TEXT ...]"), 3;
     *(void **)&init = dlsym(library, "ggml_cpu_init"), *(void **)&grids = dlsym(library, "ggml_quantize_init");
     if (init) init();
-    for (int type = 0; grids && type < 40; type++) grids(type); /* what the encoders of codebook types look up */
     snprintf(path, sizeof path, "%s/index.tsv", args[2]);
     FILE *index = fopen(path, "r");
     if (!index) return perror(path), 3;
     while (fgets(line, sizeof line, index)) {
         if (line[0] == '#') continue;
-        if (sscanf(line, "%255s %31s %31s %31s %127s %15s %lld %lld %255s %lld %lld %255s %lld %lld %255s %lld %lld", id, op,
-                   format, text, function, equality, &rows, &n, file[0], &offset[0], &size[0], file[1], &offset[1],
-                   &size[1], file[2], &offset[2], &size[2]) != 17) return fprintf(stderr, "bad line: %s", line), 3;
+        if (sscanf(line, "%255s %31s %31s %d %31s %127s %15s %lld %lld %255s %lld %lld %255s %lld %lld %255s %lld %lld", id, op,
+                   format, &type, text, function, equality, &rows, &n, file[0], &offset[0], &size[0], file[1], &offset[1],
+                   &size[1], file[2], &offset[2], &size[2]) != 18) return fprintf(stderr, "bad line: %s", line), 3;
         int wanted = !strcmp(text, "any");
         for (int i = 0; i < texts_count; i++) wanted |= !strcmp(text, texts[i]);
         void *call = wanted ? dlsym(library, function) : NULL;
@@ -60,6 +59,7 @@ int main(int count, char **args) {
         char *x = load(args[2], file[0], offset[0], size[0]), *y = load(args[2], file[1], offset[1], size[1]);
         char *want = load(args[2], file[2], offset[2], size[2]), *got = malloc(size[2]);
         memset(got, 0xAA, size[2]);
+        if (grids && !strcmp(op, "encode")) grids(type); /* what the encoders of codebook types look up */
         if (!strcmp(op, "encode") && !strncmp(function, "quantize_", 9)) ((encode)call)(x, got, rows, n, y);
         else if (strcmp(op, "dot")) ((convert)call)(x, got, rows * n);
         else for (long long r = 0; r < rows; r++)

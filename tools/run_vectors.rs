@@ -43,8 +43,8 @@ fn main() {
         };
         let number = |i: usize| word[i].parse::<usize>().unwrap();
         let read = |i: usize| fs::read(format!("{dir}/{}", word[i])).unwrap()[number(i + 1)..][..number(i + 2)].to_vec();
-        let got: Vec<f32> = read(8).chunks(size).flat_map(decode).collect();
-        let want: Vec<f32> = read(14).chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let got: Vec<f32> = read(9).chunks(size).flat_map(decode).collect();
+        let want: Vec<f32> = read(15).chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
         let right = got.len() == want.len() && got.iter().zip(&want).all(same);
         if right { passed += 1 } else { failed += 1; println!("differs: {}", word[0]) }

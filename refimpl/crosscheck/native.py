@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import dots, quants
+from refimpl.arith.builds import list_builds
 from refimpl.crosscheck import native_activations, native_codecs, native_dots
 from refimpl.crosscheck.native_inputs import list_blocks, list_importances, list_weights
 from refimpl.crosscheck.native_library import Library, find_libraries
@@ -38,7 +39,9 @@ class Judgement:
     kind: str
     format: str
     verdict: str
-    build: list[str]  # encoders: the builds of ggml whose bytes it writes; dots: the orders it adds in
+    against: (
+        str | None
+    )  # the build, encoder or order whose bits it has; of a wrong one, the one it was held against
     cases: int = 0
     weights: int = 0
     ratio: float | None = None  # dots: the largest error as a share of the proven bound
@@ -101,7 +104,7 @@ def judge(
             if symbol.name in present:
                 judgement = _judge_symbol(library, symbol, blocks, reproducers)
             else:
-                judgement = Judgement(symbol.name, symbol.kind, symbol.format.name, "absent", [])
+                judgement = Judgement(symbol.name, symbol.kind, symbol.format.name, "absent", None)
             judgements.append(judgement)
             tell(judgement, i + 1, len(symbols))
     return Report(str(path), judgements)
@@ -126,30 +129,31 @@ def _choose(paths: list[Path], names: list[str], memory: int, limit: float) -> t
     return best
 
 
-def run(library: Library, symbol: Symbol, trial: Trial, texts: frozenset[str]) -> Result:
-    """Try a function; `texts` are the builds, encoders or orders whose bits it may still have."""
+def run(library: Library, symbol: Symbol, trial: Trial, text: str | None) -> Result:
+    """Try a function. text: the build, encoder or order whose bits it must have; None: the bound, or the one answer."""
     match symbol.kind:
         case "decode":
             return native_codecs.decode(library, symbol, trial)
         case "encode" | "row":
-            return native_codecs.encode(library, symbol, trial, texts)
+            return native_codecs.encode(library, symbol, trial, text or quants.BUILDS[0])
         case "activation":
-            return native_activations.encode(library, symbol, trial, texts)
+            return native_activations.encode(library, symbol, trial, text)
         case _:
-            return native_dots.multiply(library, symbol, trial, texts)
+            return native_dots.multiply(library, symbol, trial, text)
 
 
-def list_texts(symbol: Symbol) -> tuple[str, ...]:
-    """The builds, encoders or orders that a function is held against, the most likely first."""
+def list_texts(symbol: Symbol) -> tuple[str | None, ...]:
+    """The builds, encoders or orders that a function is held against one after the other; None: as in run."""
     match symbol.kind:
         case "decode" | "product":
-            return ()
+            return (None,)
         case "encode" | "row":
-            return tuple(quants.BUILDS)
+            return list_builds(symbol.format.name)
         case "activation":
-            return native_activations.ENCODERS
+            return (*native_activations.ENCODERS, None)
         case _:
-            return tuple(dots.ORDERS) if symbol.format.name in dots.PARTNERS else ()
+            known = symbol.format.name in dots.PARTNERS
+            return (*(dots.ORDERS if known else ()), None)
 
 
 def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
@@ -173,29 +177,27 @@ def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
 
 
 def _judge_symbol(library: Library, symbol: Symbol, blocks: int, reproducers: Path) -> Judgement:
-    texts = frozenset(list_texts(symbol))
-    bounded = symbol.kind in ("activation", "dot", "product")
-    cases = weights = 0
-    ratio = 0.0
-    for trial in list_trials(symbol, blocks):
-        cases += 1
-        weights += trial.blocks * symbol.format.weights
-        result = run(library, symbol, trial, texts)
-        if result.problem is not None:
-            return _condemn(library, symbol, trial, result, texts, reproducers, cases, weights)
-        texts = result.builds
-        ratio = max(ratio, result.ratio or 0.0)
-    same = bool(texts) or not bounded
-    return Judgement(
-        symbol.name,
-        symbol.kind,
-        symbol.format.name,
-        "same bits" if same else "inside the bound",
-        [text for text in list_texts(symbol) if text in texts],
-        cases,
-        weights,
-        ratio if bounded and not same else None,
-    )
+    failures = []
+    for text in list_texts(symbol):
+        weights, ratio = 0, 0.0
+        for cases, trial in enumerate(list_trials(symbol, blocks), 1):
+            weights += trial.blocks * symbol.format.weights
+            result = run(library, symbol, trial, text)
+            if result.problem is not None:
+                failures.append((text, trial, result, cases, weights))
+                break
+            ratio = max(ratio, result.ratio or 0.0)
+        else:
+            bound = text is None and symbol.kind != "decode"
+            verdict, share = ("inside the bound", ratio) if bound else ("same bits", None)
+            return Judgement(
+                symbol.name, symbol.kind, symbol.format.name, verdict, text, cases, weights, share
+            )
+        if result.kind not in ("values", "signs"):
+            break  # a crash, a hang, a spill: no text would forgive it
+    encodes = symbol.kind in ("encode", "row")
+    text, trial, result, cases, weights = failures[0 if encodes else -1]
+    return _condemn(library, symbol, trial, result, text, reproducers, cases, weights)
 
 
 def _condemn(
@@ -203,7 +205,7 @@ def _condemn(
     symbol: Symbol,
     trial: Trial,
     result: Result,
-    texts: frozenset[str],
+    text: str | None,
     reproducers: Path,
     cases: int,
     weights: int,
@@ -211,7 +213,7 @@ def _condemn(
     case, problem = trial.case, result.problem
 
     def again(candidate: Trial) -> Result:
-        return run(library, symbol, candidate, texts)
+        return run(library, symbol, candidate, text)
 
     trial, result = cut(trial, result, again)
     mistake = _name_mistake(symbol, trial, result)  # zeros would let several mistakes give the same
@@ -221,7 +223,7 @@ def _condemn(
         symbol.kind,
         symbol.format.name,
         "crashed" if result.died else "wrong",
-        [],
+        text,
         cases,
         weights,
         result.ratio,

@@ -33,8 +33,8 @@ def gamma(k: float) -> float:
     return k * UNIT / (1 - k * UNIT)
 
 
-def multiply(library: Library, symbol: Symbol, trial: Trial, orders: frozenset[str]) -> Result:
-    """Multiply every row with the token; `orders` are those that the function may still follow."""
+def multiply(library: Library, symbol: Symbol, trial: Trial, order: str | None) -> Result:
+    """Multiply every row with the token; the bits must be those of the order, or (None) keep the bound."""
     fmt, rows = symbol.format, trial.rows
     raw = np.ascontiguousarray(trial.inputs["blocks"])
     tokens = np.ascontiguousarray(trial.inputs["tokens"])
@@ -59,28 +59,23 @@ def multiply(library: Library, symbol: Symbol, trial: Trial, orders: frozenset[s
     got = outcome.output.view(np.float32)
     if outcome.spill is not None:
         return Result(outcome.spill, "spill", 0, got, exact)
+    if order is not None:
+        want = dots.matmul(raw.reshape(rows, -1), fmt, tokens.reshape(1, -1), symbol.partner, order).reshape(
+            -1
+        )
+        differ = np.flatnonzero(got.view(np.uint32) != want.view(np.uint32))
+        problem = f"{len(differ):,} of {rows:,} products are not the ones of {order}" if len(differ) else None
+        return Result(problem, "values" if problem else "", 0, got, want)
     with np.errstate(all="ignore"):
         error = np.abs(got - exact)
         wrong = np.flatnonzero(~(error <= bound))
         ratio = float(np.max(error[bound > 0] / bound[bound > 0], initial=0))
-    if len(wrong):
-        at = int(wrong[0])
-        what = (
-            "an exact sum of integers" if bound[at] == 0 else f"off by {error[at]:.3g}, bound {bound[at]:.3g}"
-        )
-        problem = f"{len(wrong):,} of {rows:,} products are wrong; the first is {what}"
-        return Result(problem, "values", at * (trial.blocks // rows), got, exact)
-    x = tokens.reshape(1, -1)
-    fitting = frozenset(
-        order
-        for order in orders
-        if _same(got, dots.matmul(raw.reshape(rows, -1), fmt, x, symbol.partner, order).reshape(-1))
-    )
-    return Result(None, "", 0, got, exact, fitting, ratio)
-
-
-def _same(a: Array, b: Array) -> bool:
-    return bool((a.view(np.uint32) == b.view(np.uint32)).all())
+    if not len(wrong):
+        return Result(None, "", 0, got, exact, ratio)
+    at = int(wrong[0])
+    what = "an exact sum of integers" if bound[at] == 0 else f"off by {error[at]:.3g}, bound {bound[at]:.3g}"
+    problem = f"{len(wrong):,} of {rows:,} products are wrong; the first is {what}"
+    return Result(problem, "values", at * (trial.blocks // rows), got, exact, ratio)
 
 
 def encode_tokens(symbol: Symbol, tokens: Array) -> Array:

@@ -10,7 +10,7 @@ product       blocks [N, bytes] uint8 in `rows` rows; tokens [N / rows, weights]
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,6 @@ class Result:
     block: int = 0  # the first wrong one
     got: Array | None = None  # bytes [N, bytes], weights [N, weights] or products [rows]
     want: Array | None = None
-    builds: frozenset[str] = field(
-        default_factory=frozenset
-    )  # whose bytes these are, or in which order added
     ratio: float | None = None  # dots: largest error as a share of its bound
 
     @property
@@ -79,17 +76,16 @@ def compared(
     differ: Array,
     spill: str | None,
     how: str = "",
-    builds: frozenset[str] = frozenset(),
 ) -> Result:
     """The result of a call that returned: `differ` says which blocks are wrong, `spill` what else is."""
     at = np.flatnonzero(differ)
     block = int(at[0]) if len(at) else 0
     if spill is not None:
-        return Result(spill, "spill", block, got, want, builds)
+        return Result(spill, "spill", block, got, want)
     if len(at):
         problem = f"{len(at):,} of {len(differ):,} blocks differ{how}"
-        return Result(problem, "signs" if how else "values", block, got, want, builds)
-    return Result(None, "", 0, got, want, builds)
+        return Result(problem, "signs" if how else "values", block, got, want)
+    return Result(None, "", 0, got, want)
 
 
 def alignment(fmt: Format) -> int:

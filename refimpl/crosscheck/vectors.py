@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from refimpl import dots, quants
+from refimpl.arith.builds import list_builds
 from refimpl.crosscheck.native import list_trials
 from refimpl.crosscheck.native_dots import encode_tokens
 from refimpl.crosscheck.native_symbols import Symbol, list_symbols, spell
@@ -32,7 +33,7 @@ EDITION = 1  # of the layout of these files and of the list of cases
 SHARED = "weights"  # the file of the float32 inputs
 MOST = 256  # blocks of the largest case
 THIN_BLOCKS, THIN_ROWS = 8, 5  # what the compact edition keeps of a case
-TABLE = ("id", "op", "format", "text", "function", "equality", "rows", "n")
+TABLE = ("id", "op", "format", "type", "text", "function", "equality", "rows", "n")
 PLACES = ("x", "y", "want")
 NOWHERE: dict[str, Any] = {"file": "-", "offset": 0, "bytes": 0}
 README = Path(__file__).with_name("vectors_readme.md")
@@ -45,6 +46,7 @@ class Case:
     id: str
     op: str  # decode, encode, row, activation, dot
     format: str
+    type: int  # its number in GGUF
     text: str  # the build, encoder or order; "any": there is one answer
     function: str  # of ggml's with this signature and, compiled so, this result; "-": none
     equality: str  # "bytes", or "bits": float32, any NaN as good as another
@@ -159,7 +161,7 @@ def _make_cases(symbol: Symbol, op: str, trial: Trial) -> Iterator[Case]:
         name = f"{op}/{fmt.name}/{slug(trial.case.partition(': ')[0])}/{text}"
         pins = PINS[op].format(format=fmt.name.upper(), case=trial.case, text=text)
         arrays = {**inputs, "want": want}
-        return Case(name, op, fmt.name, text, function, equality, rows, n, pins, arrays)
+        return Case(name, op, fmt.name, fmt.id, text, function, equality, rows, n, pins, arrays)
 
     if op == "decode":
         raw = trial.inputs["blocks"]
@@ -168,7 +170,7 @@ def _make_cases(symbol: Symbol, op: str, trial: Trial) -> Iterator[Case]:
         x = trial.inputs["x"].reshape(rows, n)
         imatrix = trial.inputs.get("imatrix")
         weights = {} if imatrix is None else {"y": imatrix.reshape(-1)}
-        for build in quants.BUILDS if fmt.weights > 1 else ("strict",):
+        for build in list_builds(fmt.name):
             coded = quants.quantize(x, fmt, weights.get("y"), build=build)
             yield case(build, symbol.name, coded, x=x, **weights)
     elif op == "activation":

@@ -17,7 +17,7 @@ def print_judgements(report: Report, console: Console) -> None:
     for head in ("function", "format", "verdict", "against", "weights"):
         table.add_column(head, justify="right" if head == "weights" else "left", no_wrap=head == "function")
     for j in report.judgements:
-        against = " ".join(j.build) if j.ratio is None else f"{j.ratio:.2g} of the bound"
+        against = (j.against or "") if j.ratio is None else f"{j.ratio:.2g} of the bound"
         weights = count(j.weights) if j.weights else ""
         style = STYLES.get(j.verdict, "bold red")
         table.add_row(j.symbol, j.format.upper(), Text(j.verdict, style), against, weights)

@@ -79,7 +79,7 @@ def test_a_sound_library_passes_and_what_it_lacks_is_absent(sound: Path, tmp_pat
         "quantize_row_q8_0",
     }  # other orders, another rounding: all sound
     assert all(ratio is not None and 0 < ratio < 1 for ratio in bounded.values())
-    assert find(report, ROW).build == ["strict"] and find(report, Q4).weights > 2000 * 256
+    assert find(report, ROW).against == "strict" and find(report, Q4).weights > 2000 * 256
     absent = find(report, "quantize_q4_K")
     assert (absent.verdict, absent.cases) == ("absent", 0)
 
