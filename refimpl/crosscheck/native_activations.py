@@ -46,10 +46,10 @@ def encode(library: Library, symbol: Symbol, trial: Trial, encoder: str | None) 
 def measure(x: Array, got: Array, fmt: Format) -> tuple[float, Array]:
     """The largest error of a code as a share of its bound, and which blocks are wrong [N]."""
     blocks = got.view(fmt.block).reshape(-1)
-    codes = blocks["qs"].astype(np.float64)
+    codes, x = blocks["qs"].astype(np.float64), x.astype(np.float64)
     with np.errstate(all="ignore"):
         at = np.abs(x).argmax(1)
-        largest = x[np.arange(len(x)), at].astype(np.float64)
+        largest = x[np.arange(len(x)), at]
         if fmt.name == "q8_k":
             exact = -LARGEST * x / largest[:, None]
             wrong = np.abs(blocks["d"] * LARGEST + largest) > gamma(3) * np.abs(largest)
