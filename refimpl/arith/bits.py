@@ -62,6 +62,67 @@ def decode_bf16(bits: NDArray[np.uint16]) -> Floats:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def decode_e8m0_half(e: NDArray[np.uint8]) -> Floats:
+    """Read e8m0 bytes, halved: the step of MXFP4's doubled values.
+
+    2^(e - 128); e = 0 and 1 are subnormal, e = 255 is 2^127 (NaN in the OCP standard)
+
+    e      : [...] uint8
+    return : [...] float32
+
+    Rounds: never.
+    Source: ggml-impl.h ggml_e8m0_to_fp32_half, llama.cpp 0c1e570.
+    """
+    return np.ldexp(np.float32(1), e.astype(np.int32) - 128)
+
+
+def floor_log2(x: Floats) -> NDArray[np.int32]:
+    """Floor the float32 logarithm: floor(log2f(x)), so that what lies a hair below 2^k may give k.
+
+    x      : [...] float32 > 0
+    return : [...] int32
+
+    Rounds: the logarithm, to float32, correctly (as glibc's log2f does near powers of two).
+    """
+    return np.floor(np.log2(x.astype(np.float64)).astype(np.float32)).astype(np.int32)
+
+
+def decode_ue4m3(byte: NDArray[np.uint8]) -> Floats:
+    """Read ue4m3 bytes (fp8 without its sign), halved: the step of NVFP4's doubled values.
+
+    (1 + m/8) * 2^(e - 8), for e = 0 m * 2^-10; 0x7F is 0 (NaN in the standard); the upper bit is not looked at
+
+    byte   : [...] uint8
+    return : [...] float32
+
+    Rounds: never.
+    Source: ggml-impl.h ggml_ue4m3_to_fp32, llama.cpp 0c1e570.
+    """
+    e, m = (byte >> 3 & 15).astype(np.int32), (byte & 7).astype(np.float32)
+    value = np.where(e > 0, np.ldexp(np.float32(1) + m / np.float32(8), e - 8), m * np.float32(2.0**-10))
+    return np.where(byte == 0x7F, np.float32(0), value)
+
+
+def encode_ue4m3(x: Floats) -> NDArray[np.int32]:
+    """Round float32 to ue4m3, ties up; 0 for what is not above 0.
+
+    From 256 on everything is 0x7E (448). Below 2^-6 the code is x * 512 + 0.5 cut off, at most 7: what would
+    round up to the smallest normal number stays below it.
+
+    x      : [...] float32
+    return : [...] int32 in 0..0x7E
+
+    Rounds: x * 512 + 0.5, to float32.
+    Source: ggml-impl.h ggml_fp32_to_ue4m3, llama.cpp 0c1e570.
+    """
+    bits = np.minimum(x, np.float32(448)).view(np.int32)
+    normal = (bits + (1 << 19) >> 20) - (120 << 3)  # a carry out of the fraction goes into the exponent
+    tiny = np.minimum(truncate(x * np.float32(512) + np.float32(0.5)), 7)
+    code = np.where(bits >> 23 < 121, tiny, np.minimum(normal, 0x7E))
+    code = np.where(bits >> 23 >= 127 + 8, 0x7E, code)
+    return np.where(x > 0, code, 0).astype(np.int32)
+
+
 def nearest_int(x: Floats) -> NDArray[np.int32]:
     """Round to the nearest integer, ties to even, the way ggml does it.
 

@@ -17,6 +17,9 @@ LOW = np.float32(INT_MIN)
 HIGH = np.float32(2**31)
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 SUBNORMAL_STEP = np.float32(2.0**-24)
+SMALLEST, TWO_64 = np.float32(2.0**-126), np.float32(2.0**64)  # the smallest normal number
+LAST = (0, 1, 2, 5, 11, 22, 44, 88)  # 2^j ln 2
+TINY_STEP, TINY_SCALE = np.float32(2.0**-10), np.float32(512)
 
 
 @jit
@@ -65,6 +68,59 @@ def encode_bf16(x: Any) -> Any:
 def decode_bf16(bits: Any) -> Any:
     """Widen bf16 bits to a float32, exactly."""
     return np.uint32(int(bits) << 16).view(np.float32)
+
+
+@jit
+def decode_e8m0_half(e: Any) -> Any:
+    """Read an e8m0 byte, halved: 2^(e - 128)."""
+    code = int(e)
+    bits = 0x200000 << code if code < 2 else code - 1 << 23
+    return np.uint32(bits).view(np.float32)
+
+
+@jit
+def floor_log2(x: Any) -> Any:
+    """Floor the float32 logarithm of x > 0: floor(log2f(x)).
+
+    A logarithm is rounded up to an integer `up` where x is up to LAST[j] units of its last place below 2^up:
+    log2(2^up - gap) = up - gap/ln 2, and half a step of float32 there is 2^j.
+    """
+    tiny = x < SMALLEST
+    bits = int(np.float32(x * TWO_64 if tiny else x).view(np.uint32))
+    power = (bits >> 23) - (127 + 64 if tiny else 127)
+    up, gap = power + 1, 0x800000 - (bits & 0x7FFFFF)
+    if up == 0 or gap > 88:
+        return power
+    size, j = (up - 1 if up > 0 else -up), 0
+    while size >= 2:
+        size >>= 1
+        j += 1
+    return up if gap <= int(LAST[j]) else power
+
+
+@jit
+def decode_ue4m3(byte: Any) -> Any:
+    """Read a ue4m3 byte, halved."""
+    code = int(byte)
+    if code == 0x7F:
+        return ZERO
+    e, m = code >> 3 & 15, code & 7
+    if e == 0:
+        return np.float32(m) * TINY_STEP
+    return np.uint32((e + 119) << 23 | m << 20).view(np.float32)
+
+
+@jit
+def encode_ue4m3(x: Any) -> Any:
+    """Round to ue4m3, ties up; 0 for what is not above 0."""
+    if not x > ZERO:
+        return 0
+    bits = int(np.float32(x).view(np.uint32))
+    if bits >> 23 >= 127 + 8:
+        return 0x7E
+    if bits >> 23 < 121:
+        return min(7, truncate(x * TINY_SCALE + HALF))
+    return min(0x7E, (bits + (1 << 19) >> 20) - (120 << 3))
 
 
 @jit

@@ -1,9 +1,10 @@
-"""Codes that were rounded under a scale that is not stored: the check that Q5_0 and its like share.
+"""Codes that were rounded under a scale that is not stored: what several formats' checks share.
 
-They round before they store: with an imatrix under one of 19 trial scales, without one under 1/d; they multiply
-by it, and whether a compiler fuses that decides ties, so a code is the encoder's where the value lies within
-TIE of it or of its tie. Formats that round under the scales that they store check that alone (measure_codes in
-X.py, check_codes in its kernels).
+IQ4_NL, IQ4_XS and the ternary formats round under d before d becomes fp16: a code is the encoder's where some d that
+fp16 rounds to the stored one gives it (spread_half). Q5_0 and its like round, with an imatrix, under one of 19
+trial scales, without one under 1/d; they multiply by it, and whether a compiler fuses that decides ties, so a code
+is the encoder's where the value lies within TIE of it or of its tie (measure_trials). Formats that round under the
+scales that they store check that alone.
 """
 
 from typing import Any
@@ -16,7 +17,26 @@ from refimpl.quants.search import TENTH, find_peak
 
 Array = NDArray[Any]
 
+HALF_STEP, SMALL_STEP = np.float32(2**-11 + 2**-21), np.float32(2**-25 + 2**-35)
 TIE = np.float32(0.5 + 2**-18)  # half a code step and four times the last bit of 16
+
+
+def spread_half(d: Array) -> tuple[Array, Array]:
+    """Bound the numbers that fp16 rounds to d: half a step (2^-11 of it, or 2^-25), and a 1,024th more of that.
+
+    d      : [...] float32
+    return : low, high [...] float32: the ones nearer to 0 and farther from it, where d is finite and not 0
+
+    Rounds: every operation, to float32.
+    """
+    slack = np.abs(d) * HALF_STEP + SMALL_STEP
+    return np.where(d < 0, d + slack, d - slack), np.where(d < 0, d - slack, d + slack)
+
+
+def measure_between(stored: Array, first: Array, second: Array) -> Array:
+    """Steps from stored codes to the range that two codes span, whichever is lower; int32 [...]."""
+    far = np.maximum(np.minimum(first, second) - stored, stored - np.maximum(first, second))
+    return np.maximum(far, 0).astype(np.int32)
 
 
 def measure_trials(stored: Array, x: Array, top: int, d: Array, codes: Array) -> Array:

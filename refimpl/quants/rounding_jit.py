@@ -11,7 +11,21 @@ from refimpl.quants.search_jit import TENTH, ZERO, find_peak, round_code
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+HALF_STEP, SMALL_STEP = np.float32(2**-11 + 2**-21), np.float32(2**-25 + 2**-35)
 ONE, TIE = np.float32(1), np.float32(0.5 + 2**-18)
+
+
+@jit
+def spread_half(d: Any) -> Any:
+    """Bound the numbers that fp16 rounds to d: the one nearer to 0, and the one farther from it."""
+    slack = abs(d) * HALF_STEP + SMALL_STEP
+    return (d + slack, d - slack) if d < ZERO else (d - slack, d + slack)
+
+
+@jit
+def measure_between(stored: Any, first: Any, second: Any) -> Any:
+    """Steps from a stored code to the range that two codes span, whichever is lower."""
+    return max(0, min(first, second) - stored, stored - max(first, second))
 
 
 @jit
