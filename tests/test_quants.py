@@ -80,6 +80,105 @@ def test_q4_k_last_sub_block(reference: bool) -> None:
     assert [y[255], y[224]] == [763.5, -31.5]
 
 
+@BOTH
+def test_iq4_nl_block_by_hand(reference: bool) -> None:
+    """d = 0.5. Byte 0 = 0xF8: weight 0 has code 8: 0.5 * 1; weight 16 has code 15: 0.5 * 113. Code 0: 0.5 * -127."""
+    y = decode([*HALF, 0xF8, *[0] * 15], "iq4_nl", reference)
+    assert [y[0], y[16], y[1], y[31]] == [0.5, 56.5, -63.5, -63.5]
+
+
+@BOTH
+def test_iq4_xs_block_by_hand(reference: bool) -> None:
+    """d = 2. Scale 0: low nibble of scales_l[0] = 0x10 is 0, bits 1..0 of scales_h = 0b11_00_10: 2: 32 - 32 = 0.
+
+    Scale 1: high nibble 1, bits 3..2 are 0: 1 - 32 = -31. Scale 2: nibble 0, bits 5..4 are 3: 48 - 32 = 16.
+    Codes are 0 (-127) but the first of sub-block 1, low nibble 9 (13), and the last of 2, high nibble 7 (-10).
+    """
+    qs = [0] * 128
+    qs[16], qs[47] = 0x09, 0x70
+    y = decode([*TWO, 0b110010, 0, 0x10, 0, 0, 0, *qs], "iq4_xs", reference)
+    assert [y[0], y[32], y[33], y[64], y[95]] == [
+        0,
+        2 * -31 * 13,
+        2 * -31 * -127,
+        2 * 16 * -127,
+        2 * 16 * -10,
+    ]
+    assert y[96] == 2 * -32 * -127  # scale 3 is 0 - 32
+
+
+@BOTH
+def test_mxfp4_block_by_hand(reference: bool) -> None:
+    """e = 128: the step is 1. Byte 0 = 0xF3: weight 0: 3; weight 16: code 15: -12. Byte 1 = 0x85: 6, and -0 is 0.
+
+    e = 0 and 1 are the subnormal 2^-128 and 2^-127.
+    """
+    y = decode([128, 0xF3, 0x85, *[0] * 14], "mxfp4", reference)
+    assert [y[0], y[16], y[1], y[2]] == [3, -12, 6, 0]
+    assert_same_bits(y[17], np.float32(0))
+    for e in (0, 1, 2, 255):
+        assert decode([e, 0x01, *[0] * 15], "mxfp4", reference)[0] == np.float32(2.0 ** (e - 128))
+
+
+@BOTH
+def test_nvfp4_block_by_hand(reference: bool) -> None:
+    """Steps: 0x38 = 0111_000 is 2^0 / 2; 0x41 = 1000_001 is 2 * 9/8 / 2; 0x03 is 3 * 2^-9 / 2; 0x7F is 0."""
+    qs = [0] * 32
+    qs[0], qs[8], qs[16], qs[24] = 0x17, 0x92, 0x02, 0x77
+    y = decode([0x38, 0x41, 0x03, 0x7F, *qs], "nvfp4", reference)
+    assert [y[0], y[8], y[16], y[24], y[32], y[48]] == [6, 0.5, 2.25, -1.125, 3 * 2.0**-9, 0]
+
+
+@BOTH
+def test_tq1_0_block_by_hand(reference: bool) -> None:
+    """d = 0.5. Digits 2 0 1 0 2: 2*81 + 9 + 2 = 173 of 243, of 256: 182.25, rounded up: 183. A byte 0 is five 0: -d."""
+    qs, qh = [0] * 48, [0] * 4
+    qs[1] = qs[33] = qh[3] = 183
+    y = decode([*qs, *qh, *HALF], "tq1_0", reference)
+    digits = [0.5, -0.5, 0, -0.5, 0.5]
+    assert [y[1 + 32 * k] for k in range(5)] == digits
+    assert [y[161 + 16 * k] for k in range(5)] == digits
+    assert [y[243 + 4 * k] for k in range(4)] == digits[:4]
+    assert y[0] == -0.5
+
+
+@BOTH
+def test_tq2_0_block_by_hand(reference: bool) -> None:
+    """d = 2. Byte 1 = 0b11_10_01_00: weights 1, 33, 65, 97: -2, 0, 2, 4. Byte 32 is weight 128."""
+    qs = [0b01010101] * 64
+    qs[1], qs[32] = 0b11100100, 0b01010110
+    y = decode([*qs, *TWO], "tq2_0", reference)
+    assert [y[1], y[33], y[65], y[97], y[128], y[0]] == [-2, 0, 2, 4, 2, 0]
+
+
+@BOTH
+def test_q1_0_and_q2_0_blocks_by_hand(reference: bool) -> None:
+    y = decode([*TWO, 0b101, *[0] * 14, 0x80], "q1_0", reference)
+    assert [y[0], y[1], y[2], y[126], y[127]] == [2, -2, 2, -2, 2]
+    y = decode([*HALF, 0b11100100, *[0b01010101] * 15], "q2_0", reference)
+    assert y[:5].tolist() == [-0.5, 0, 0.5, 1, 0]
+
+
+@BOTH
+def test_mxfp4_takes_its_power_of_two_from_the_largest_weight(reference: bool) -> None:
+    """7.5: log2 is 2.9, so e = 2 + 125 and the step 2^-1: 15 halves are nearest to 12. 1.25 is 2.5 halves: a tie,
+    and the smaller wins: 2. -0.2 is 0.4 halves: 0, and no -0. A hair below 8, log2f says 3: the step is 1."""
+    x = np.zeros(32, np.float32)
+    x[:3] = 7.5, 1.25, -0.2
+    block = quants.quantize(x, "mxfp4", reference=reference)
+    assert block[:4].tolist() == [127, 7, 2, 0]
+    x[0] = np.nextafter(np.float32(8), np.float32(0))
+    assert quants.quantize(x, "mxfp4", reference=reference)[0] == 128
+
+
+@BOTH
+def test_ternary_weights_survive_without_loss(reference: bool) -> None:
+    x = np.random.default_rng(1).choice(np.float32([-0.25, 0, 0.25]), (2, 512))
+    for fmt in ("tq1_0", "tq2_0", "q2_0"):
+        raw = quants.quantize(x, fmt, reference=reference)
+        assert_same_bits(quants.dequantize(raw, fmt, reference=reference) + np.float32(0), x)
+
+
 def test_q4_k_scales_survive_packing() -> None:
     scales = np.arange(8)[None] * 9
     mins = 63 - scales

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
-from refimpl.quants import deviation, floats, grids, q5_0, rounding, search
+from refimpl.quants import deviation, floats, fp4, grids, iq4, q5_0, rounding, search, ternary
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_reference, formats
 from tests.bits import assert_same_bits
 from tests.dots_twins import CASES as DOTS
@@ -118,6 +118,17 @@ def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
     ):
         got = np.array([getattr(twin, name)(v) for v in values], dtype)
         yield name, got, getattr(bits, name)(values)
+    anything, every = bits.decode_bf16(halves), np.arange(256, dtype=np.uint8)
+    positive = np.abs(np.where(anything == 0, np.float32(1), anything))
+    positive = np.concatenate([positive[np.isfinite(positive)], np.abs(x[x != 0]), BELOW_POWERS])
+    for name, values, dtype in (
+        ("decode_e8m0_half", every, np.float32),
+        ("decode_ue4m3", every, np.float32),
+        ("encode_ue4m3", np.concatenate([x, positive, every.astype(np.float32) / 512]), np.int32),
+        ("floor_log2", positive, np.int32),
+    ):
+        got = np.array([getattr(twin, name)(v) for v in values], dtype)
+        yield name, got, getattr(bits, name)(values)
     for end in (with_nan, x):
         yield "find_not_finite", np.array(twin.find_not_finite(end)), np.array(bits.find_not_finite(end))
     for values in (halves, bits.encode_bf16(x)):
@@ -125,6 +136,16 @@ def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
         first = bits.widen_bf16s(values, want)
         yield "widen_bf16s' index", np.array(twin.widen_bf16s(values, out)), np.array(first)
         yield "widen_bf16s", out, want
+
+
+BELOW_POWERS = (
+    np.concatenate(  # what lies up to 100 last places below powers of two, subnormal ones among them
+        [
+            (np.float32(2.0**k).view(np.uint32) - np.arange(101, dtype=np.uint32)).view(np.float32)
+            for k in range(-126, 128, 7)
+        ]
+    )
+)
 
 
 def check_floats(twin: ModuleType, draw: "Draw") -> Pairs:
@@ -204,6 +225,9 @@ def check_deviation(twin: ModuleType, draw: "Draw") -> Pairs:
 
 
 def check_rounding(twin: ModuleType, draw: "Draw") -> Pairs:
+    halves = bits.decode_half(draw.bytes((64, 2)).view(np.uint16).reshape(-1))
+    spread = np.float32([twin.spread_half(d) for d in halves])
+    yield "spread_half", spread, np.stack(rounding.spread_half(halves), 1)
     for top in (16, 8):
         x = draw.weights(64).reshape(-1, 32)
         d, codes = q5_0.round_codes(x)
@@ -216,6 +240,62 @@ def check_rounding(twin: ModuleType, draw: "Draw") -> Pairs:
         yield f"check_trials {top}", np.array(found, np.int64), want.astype(np.int64)
 
 
+def check_fp4(twin: ModuleType, draw: "Draw") -> Pairs:
+    """Whatever the step, also one that has nothing to do with the weights."""
+    x = draw.weights(64).reshape(-1, 16)
+    for step in (
+        np.abs(x).max(1) / np.float32(12),
+        np.abs(gaussian(draw.rng, 1, len(x)))[0],
+        np.zeros(len(x), np.float32),
+    ):
+        codes, qs = fp4.round_codes(x, step), poison((len(x), 8), np.uint8)
+        for i in range(len(x)):
+            twin.round_and_pack(x[i], step[i], qs[i])
+        yield "round_and_pack", qs, fp4.pack_codes(codes)
+        stored = draw.bytes(qs.shape)
+        far = fp4.measure_apart(fp4.unpack_codes(stored), x, step)
+        found = [twin.count_apart(stored[i], x[i], step[i]) for i in range(len(x))]
+        yield (
+            "count_apart",
+            np.array(found, np.int64),
+            np.stack([np.count_nonzero(far, 1), far.max(1)], 1).astype(np.int64),
+        )
+
+
+def check_iq4(twin: ModuleType, draw: "Draw") -> Pairs:
+    x = draw.weights(64).reshape(-1, 32)
+    weights = np.abs(draw.weights(64).reshape(-1, 32))
+    values = np.concatenate(
+        [x.reshape(-1), iq4.MIDDLES, iq4.IQ4_VALUES, np.float32([np.nan, np.inf, -np.inf])]
+    )
+    values = np.concatenate(
+        [values, np.nextafter(iq4.MIDDLES, np.float32(-999)), np.nextafter(iq4.MIDDLES, np.float32(999))]
+    )
+    yield "round_code", np.array([twin.round_code(v) for v in values], np.int32), iq4.round_codes(values)
+    build = find_build(draw.build, "iq4_nl")
+    found = np.float32([twin.fit_scale(x[i], weights[i], build) for i in range(len(x))])
+    yield f"fit_scale {draw.build}", found, iq4.fit_scale(x, weights, build)
+
+
+def check_ternary(twin: ModuleType, draw: "Draw") -> Pairs:
+    x = draw.weights(64)
+    for lost in (0, 1):
+        codes = poison(x.shape, np.uint8)
+        d = np.float32([twin.round_codes(x[i], lost, codes[i]) for i in range(len(x))])
+        want_d, want = ternary.round_codes(x, lost)
+        yield "d", d, want_d
+        yield "round_codes", codes, want.astype(np.uint8)
+    stored = draw.bytes(x.shape) & np.uint8(3)
+    for scale in (want_d, bits.decode_half(bits.encode_half(want_d)), gaussian(draw.rng, 1, len(x))[0]):
+        far = ternary.measure_apart(stored.astype(np.int32), x, scale, 3)
+        found = [twin.count_apart(stored[i], x[i], scale[i], 3) for i in range(len(x))]
+        yield (
+            "count_apart",
+            np.array(found, np.int64),
+            np.stack([np.count_nonzero(far, 1), far.max(1)], 1).astype(np.int64),
+        )
+
+
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     **DOTS,
     "arith.bits": check_bits,
@@ -224,6 +304,9 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.grids": check_grids,
     "quants.deviation": check_deviation,
     "quants.rounding": check_rounding,
+    "quants.fp4": check_fp4,
+    "quants.iq4": check_iq4,
+    "quants.ternary": check_ternary,
     **{f"quants.{fmt.name}": check_codec(fmt) for fmt in CODED},
     **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},
 }

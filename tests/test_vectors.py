@@ -103,6 +103,8 @@ def test_every_code_that_ggml_wrote_is_nearest(fmt: str, reference: bool) -> Non
 def test_some_steps_are_not_finite_and_some_are_zero() -> None:
     """The vectors hold what they are there for: overflowed, NaN and vanished scales."""
     for fmt in CODED:
+        if find_codec(fmt).block.fields.get("d", (None,))[0] != np.dtype("<f2"):
+            continue
         encoded = load(fmt)["encoded"]
         blocks = encoded.reshape(-1, encoded.shape[-1]).view(find_codec(fmt).block)
         assert np.isinf(blocks["d"]).any() and (blocks["d"] == 0).any(), fmt

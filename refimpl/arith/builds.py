@@ -95,8 +95,21 @@ NL_NI        F        -             nearest_int(inverse*scale)
 
 # Formats whose encoders have sites, and those without: there every build writes the same bytes. What no build but
 # strict has been proven for is in neither.
-SITED = frozenset({"q5_0", "q4_k", "q6_k"})
-SITELESS = frozenset({"f32", "f16", "bf16", "q8_0"})
+SITED = frozenset({"q5_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs"})
+SITELESS = frozenset(
+    {
+        "f32",
+        "f16",
+        "bf16",
+        "q8_0",
+        "mxfp4",
+        "nvfp4",
+        "tq1_0",
+        "tq2_0",
+        "q1_0",
+        "q2_0",
+    }  # level*step is exact in fp4
+)
 
 # What a build does otherwise in one format: clang vectorized these loops, and a vector's products stand alone.
 _EXCEPTIONS: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(

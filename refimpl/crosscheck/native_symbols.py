@@ -60,9 +60,10 @@ def list_symbols() -> list[Symbol]:
                 Symbol(f"dequantize_row_{own}", "decode", fmt),
                 Symbol(f"quantize_{own}", "encode", fmt),
             ]
-            found.append(Symbol(f"quantize_row_{own}_ref", "row", fmt))
-            if name not in activations:
-                found.append(Symbol(f"quantize_row_{own}", "row", fmt))
+            if name != "iq4_nl":  # its row encoders search no scale: they are not what files are made with
+                found.append(Symbol(f"quantize_row_{own}_ref", "row", fmt))
+                if name not in activations:
+                    found.append(Symbol(f"quantize_row_{own}", "row", fmt))
             partner = partner_of(fmt)
             for ending in ("_generic", ""):
                 found.append(Symbol(f"ggml_vec_dot_{own}_{spell(partner)}{ending}", "dot", fmt, partner))

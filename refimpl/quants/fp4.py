@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.quants.levels import FP4, FP4_VALUES
+from refimpl.quants.levels import FP4_VALUES
 
 Floats = NDArray[Any]  # float32
 Bytes = NDArray[np.uint8]
@@ -43,13 +43,13 @@ def round_codes(x: Floats, step: Floats) -> Codes:
     Rounds: the product and the difference, to float32.
     Source: ggml-quants.c best_index_mxfp4, llama.cpp 0c1e570 (which tries all 16 signed values).
     """
-    values = np.float32(FP4) * step[:, None, None]
+    values = FP4_VALUES[:8] * step[:, None, None]
     size = np.abs(values - np.abs(x)[..., None]).argmin(-1).astype(np.int32)  # the first
     return np.where((x < 0) & (size > 0), size + 8, size)
 
 
 def measure_apart(stored: Bytes, x: Floats, step: Floats) -> Codes:
-    """Measure how many codes lie between the stored and the nearest; none counts where the step is 0.
+    """Measure how many codes the stored ones lie from the nearest, -0 one from 0; none counts where the step is 0.
 
     stored : [N, n]; x : [N, n] float32; step : [N] float32; return : [N, n] int32 >= 0
     """
@@ -57,5 +57,6 @@ def measure_apart(stored: Bytes, x: Floats, step: Floats) -> Codes:
     def place(codes: Any) -> Any:  # on the ladder -12 .. 12; both zeros are one place
         return np.where(codes & 8, -(codes & 7).astype(np.int32), codes & 7)
 
-    far = np.abs(place(stored) - place(round_codes(x, step)))
+    codes = round_codes(x, step)
+    far = np.maximum(np.abs(place(stored) - place(codes)), stored != codes)
     return np.where((step == 0)[:, None], 0, far).astype(np.int32)

@@ -59,7 +59,8 @@ def count_apart(qs: Bytes, x: Floats, step: Any) -> Any:
     half = qs.size
     for j in range(x.size):
         stored = int(qs[j % half]) >> j // half * 4 & 15
-        distance = abs(place(stored) - place(round_code(x[j], step)))
+        code = round_code(x[j], step)
+        distance = max(abs(place(stored) - place(code)), int(stored != code))
         off += distance != 0
         far = max(far, distance)
     return off, far

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.sums import add_up
+from refimpl.arith.builds import Build, Form
+from refimpl.arith.fused import add_product, add_products
 from refimpl.quants.levels import IQ4_MIDDLES, IQ4_VALUES
 from refimpl.quants.rounding import measure_between, spread_half
 from refimpl.quants.search import EPSILON, find_peak
@@ -48,38 +49,39 @@ def round_codes(values: Floats) -> Codes:
     return np.searchsorted(MIDDLES, values, side="right").astype(np.int32)
 
 
-def weigh_by_imatrix(blocks: Floats, imatrix: Floats) -> Floats:
+def weigh_by_imatrix(blocks: Floats, imatrix: Floats, build: Build) -> Floats:
     """Weigh each weight: imatrix * sqrt(2 * mean x^2 of its block + x^2).
 
     blocks, imatrix, return : [N, n] float32
 
-    Rounds: every operation, to float32, the sum over the block in ascending order; times 2/n, a power of two.
+    Rounds: every operation, to float32, but what `build` fuses, the sum over the block in
+    ascending order; times 2/n, a power of two.
     """
-    sigma2 = add_up(blocks * blocks) * np.float32(2 / blocks.shape[1])  # ROW_SUMX2
-    return imatrix * np.sqrt(sigma2[:, None] + blocks * blocks)  # ROW_W
+    sigma2 = add_products(build.ROW_SUMX2, blocks, blocks) * np.float32(2 / blocks.shape[1])
+    return imatrix * np.sqrt(add_product(build.ROW_W, sigma2[:, None], blocks, blocks))
 
 
-def fit_scale(x: Floats, weights: Floats) -> Floats:
+def fit_scale(x: Floats, weights: Floats, build: Build) -> Floats:
     """Fit x = scale * IQ4[q] by weighted least squares over 15 trial scales, and the first that puts the peak at -127.
 
     x       : [N, 32] float32
     weights : [N, 32] float32
     return  : [N] float32; 0 where all |x| < 1e-15
 
-    Rounds: every operation, to float32.
+    Rounds: every operation, to float32, but what `build` fuses.
     Source: ggml-quants.c quantize_row_iq4_nl_impl with ntry = 7, llama.cpp 0c1e570.
     """
     peak = find_peak(x)
 
-    def measure(inverse: Floats) -> tuple[Floats, Floats]:
+    def measure(inverse: Floats, form_x: Form, form_2: Form) -> tuple[Floats, Floats]:
         level = IQ4_VALUES[round_codes(inverse[:, None] * x)]
-        return add_up(weights * level * x), add_up(weights * level * level)
+        return add_products(form_x, weights * level, x), add_products(form_2, weights * level, level)
 
-    sum_qx, sum_q2 = measure(np.float32(1) / (peak / np.float32(127)))  # NL_SQX0, NL_SQ20
+    sum_qx, sum_q2 = measure(np.float32(1) / (peak / np.float32(127)), build.NL_SQX0, build.NL_SQ20)
     scale = np.where(sum_q2 > 0, sum_qx / sum_q2, np.float32(0))
     best = scale * sum_qx
     for k in range(-TRIALS, TRIALS + 1):
-        sum_qx, sum_q2 = measure(np.float32(k - 127) / peak)  # NL_SQX1, NL_SQ21
+        sum_qx, sum_q2 = measure(np.float32(k - 127) / peak, build.NL_SQX1, build.NL_SQ21)
         better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
         scale = np.where(better, sum_qx / sum_q2, scale)
         best = np.where(better, scale * sum_qx, best)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import Build, Form
+from refimpl.arith.fused import add_product
 from refimpl.arith.jit import jit
 from refimpl.quants.levels import IQ4_MIDDLES, IQ4_VALUES
 from refimpl.quants.rounding_jit import measure_between, spread_half
@@ -50,38 +52,39 @@ def weigh_plain(x: Floats, weights: Floats) -> None:
 
 
 @jit
-def weigh_by_imatrix(x: Floats, imatrix: Floats, weights: Floats) -> None:
+def weigh_by_imatrix(x: Floats, imatrix: Floats, weights: Floats, build: Build) -> None:
     """Weigh one block: imatrix * sqrt(2 * mean x^2 + x^2). All [n] float32; weights written."""
     total = ZERO
     for i in range(x.size):
-        total += x[i] * x[i]  # ROW_SUMX2
+        total = add_product(build.ROW_SUMX2, total, x[i], x[i])
     sigma2 = total * np.float32(2 / x.size)
     for i in range(x.size):
-        weights[i] = imatrix[i] * np.sqrt(sigma2 + x[i] * x[i])  # ROW_W
+        weights[i] = imatrix[i] * np.sqrt(add_product(build.ROW_W, sigma2, x[i], x[i]))
 
 
 @jit
-def sum_levels(x: Floats, weights: Floats, inverse: Any) -> Any:
+def sum_levels(x: Floats, weights: Floats, inverse: Any, form_x: Form, form_2: Form) -> Any:
     """Round x under a trial scale; return sum of w * level * x and of w * level^2."""
     sum_qx, sum_q2 = ZERO, ZERO
     for i in range(x.size):
         level = IQ4_VALUES[round_code(inverse * x[i])]
-        sum_qx += weights[i] * level * x[i]  # NL_SQX0, NL_SQX1
-        sum_q2 += weights[i] * level * level  # NL_SQ20, NL_SQ21
+        sum_qx = add_product(form_x, sum_qx, weights[i] * level, x[i])
+        sum_q2 = add_product(form_2, sum_q2, weights[i] * level, level)
     return sum_qx, sum_q2
 
 
 @jit
-def fit_scale(x: Floats, weights: Floats) -> Any:
+def fit_scale(x: Floats, weights: Floats, build: Build) -> Any:
     """Fit x = scale * IQ4[q]. x, weights : [32] float32; return : scale, 0 where all |x| < 1e-15."""
     peak = find_peak(x)
     if abs(peak) < EPSILON:
         return ZERO
-    sum_qx, sum_q2 = sum_levels(x, weights, ONE / (peak / TOP))
+    sum_qx, sum_q2 = sum_levels(x, weights, ONE / (peak / TOP), build.NL_SQX0, build.NL_SQ20)
     scale = sum_qx / sum_q2 if sum_q2 > ZERO else ZERO
     best = scale * sum_qx
     for k in range(-TRIALS, TRIALS + 1):
-        sum_qx, sum_q2 = sum_levels(x, weights, np.float32(k - 127) / peak)
+        inverse = np.float32(k - 127) / peak
+        sum_qx, sum_q2 = sum_levels(x, weights, inverse, build.NL_SQX1, build.NL_SQ21)
         if sum_q2 > ZERO and sum_qx * sum_qx > best * sum_q2:
             scale = sum_qx / sum_q2
             best = scale * sum_qx

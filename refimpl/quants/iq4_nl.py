@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
+from refimpl.arith.builds import STRICT, Build
 from refimpl.quants.formats import IQ4_NL, Parts
 from refimpl.quants.iq4 import (
     fit_scale,
@@ -65,20 +66,23 @@ def measure_codes(blocks: Records, x: Floats) -> NDArray[np.int32]:
     return measure_apart(unpack_codes(blocks["qs"]), x, d, np.ones_like(d))
 
 
-def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) -> Records:
     """Encode rows of weights to IQ4_NL blocks.
 
     x       : [R, n] float32, finite
     imatrix : [R, n] float32, or None
     return  : [R, n/32] IQ4_NL records
 
-    Rounds: every operation, to float32; d once more, to fp16, after the codes are taken under 1/d.
+    Rounds: every operation, to float32, but what `build` fuses; d once more, to fp16, after the codes are
+    taken under 1/d.
     Source: ggml-quants.c quantize_iq4_nl, llama.cpp 0c1e570. (quantize_row_iq4_nl_ref is another encoder: it
     searches no scale.)
     """
     groups = x.reshape(-1, IQ4_NL.weights)
-    weights = groups * groups if imatrix is None else weigh_by_imatrix(groups, imatrix.reshape(groups.shape))
-    scale = fit_scale(groups, weights)
+    weights = (
+        groups * groups if imatrix is None else weigh_by_imatrix(groups, imatrix.reshape(groups.shape), build)
+    )
+    scale = fit_scale(groups, weights, build)
     inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0))
     blocks = np.zeros(len(groups), IQ4_NL.block)
     blocks["d"].view(np.uint16)[:] = encode_half(scale)

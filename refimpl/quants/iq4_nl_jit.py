@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import decode_half, encode_half
+from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import IQ4_NL
 from refimpl.quants.iq4_jit import (
@@ -38,9 +39,9 @@ def dequantize_block(block: Bytes, y: Floats) -> None:
 
 
 @jit
-def quantize_block(x: Floats, weights: Floats, block: Bytes) -> None:
+def quantize_block(x: Floats, weights: Floats, block: Bytes, build: Build) -> None:
     """Encode one block. x, weights : [32] float32; block : [18] uint8, written."""
-    scale = fit_scale(x, weights)
+    scale = fit_scale(x, weights, build)
     half = encode_half(scale)
     block[0], block[1] = half & 255, half >> 8
     round_and_pack(x, ONE / scale if scale != ZERO else ZERO, block[QS:])
@@ -62,7 +63,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
 
 @jit
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows.
 
     x       : [R, n] float32, finite
@@ -74,10 +75,10 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
         for b in range(x.shape[1] // WEIGHTS):
             part = slice(b * WEIGHTS, (b + 1) * WEIGHTS)
             if imatrix.shape[0] > 0:
-                weigh_by_imatrix(x[r, part], imatrix[r // rows_per_expert, part], weights)
+                weigh_by_imatrix(x[r, part], imatrix[r // rows_per_expert, part], weights, build)
             else:
                 weigh_plain(x[r, part], weights)
-            quantize_block(x[r, part], weights, out[r, b * BYTES : (b + 1) * BYTES])
+            quantize_block(x[r, part], weights, out[r, b * BYTES : (b + 1) * BYTES], build)
 
 
 @jit

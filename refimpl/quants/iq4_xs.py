@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits import decode_half, encode_half, nearest_int
+from refimpl.arith.bits import decode_half, encode_half
+from refimpl.arith.builds import STRICT, Build
+from refimpl.arith.fused import nearest_product
 from refimpl.quants.formats import IQ4_XS, Parts
 from refimpl.quants.iq4 import (
     fit_scale,
@@ -94,7 +96,7 @@ def measure_codes(blocks: Records, x: Floats) -> Codes:
     return measure_apart(stored, x.reshape(-1, SUB), d, scales).reshape(x.shape)
 
 
-def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
+def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) -> Records:
     """Encode rows of weights to IQ4_XS blocks.
 
     d = scale / -32 of the first of the largest sub-block scales; scale[s] = round(scales[s] / d), then the codes
@@ -103,18 +105,19 @@ def quantize(x: Floats, imatrix: Floats | None = None) -> Records:
     imatrix : [R, n] float32, or None
     return  : [R, n/256] IQ4_XS records
 
-    Rounds: every operation, to float32; d once more, to fp16, after scales and codes are taken under 1/d.
+    Rounds: every operation, to float32, but what `build` fuses; d once more, to fp16, after scales and
+    codes are taken under 1/d.
     Source: ggml-quants.c quantize_iq4_xs, llama.cpp 0c1e570.
     """
     rows, subs = x.reshape(-1, IQ4_XS.weights), x.reshape(-1, SUB)
     if imatrix is None:
         weights = subs * subs
     else:
-        weights = weigh_by_imatrix(rows, imatrix.reshape(rows.shape)).reshape(subs.shape)
-    found = fit_scale(subs, weights).reshape(-1, SUBS)
+        weights = weigh_by_imatrix(rows, imatrix.reshape(rows.shape), build).reshape(subs.shape)
+    found = fit_scale(subs, weights, build).reshape(-1, SUBS)
     d = find_peak(np.where(np.isnan(found), np.float32(0), found)) / np.float32(-32)
     inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
-    scales = np.clip(nearest_int(inverse[:, None] * found), -32, 31)  # NL_NI
+    scales = np.clip(nearest_product(build.NL_NI, inverse[:, None], found), -32, 31)
     step = d[:, None] * scales.astype(np.float32)
     inverse = np.where(step != 0, np.float32(1) / step, np.float32(0))
     codes = round_codes(inverse[..., None] * rows.reshape(-1, SUBS, SUB))

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import decode_half, encode_half
+from refimpl.arith.builds import Build
+from refimpl.arith.fused import nearest_product
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import IQ4_XS
 from refimpl.quants.iq4_jit import (
@@ -16,7 +18,7 @@ from refimpl.quants.iq4_jit import (
     weigh_by_imatrix,
     weigh_plain,
 )
-from refimpl.quants.search_jit import find_peak, round_code
+from refimpl.quants.search_jit import find_peak
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -58,11 +60,11 @@ def dequantize_block(block: Bytes, y: Floats) -> None:
 
 
 @jit
-def quantize_block(x: Floats, weights: Floats, block: Bytes) -> None:
+def quantize_block(x: Floats, weights: Floats, block: Bytes, build: Build) -> None:
     """Encode one block. x, weights : [256] float32; block : [136] uint8, written."""
     found = np.empty(SUBS, np.float32)
     for s in range(SUBS):
-        found[s] = fit_scale(x[SUB * s : SUB * (s + 1)], weights[SUB * s : SUB * (s + 1)])
+        found[s] = fit_scale(x[SUB * s : SUB * (s + 1)], weights[SUB * s : SUB * (s + 1)], build)
     d = find_peak(found) / BOTTOM
     inverse = ONE / d if d != ZERO else ZERO
     half = encode_half(d)
@@ -70,7 +72,7 @@ def quantize_block(x: Floats, weights: Floats, block: Bytes) -> None:
     for i in range(HIGH, QS):
         block[i] = 0
     for s in range(SUBS):
-        scale = round_code(inverse * found[s], -32, 31)  # NL_NI
+        scale = max(-32, min(31, nearest_product(build.NL_NI, inverse, found[s])))
         pack_scale(block, s, scale)
         step = d * np.float32(scale)
         qs = block[QS + 16 * s : QS + 16 * (s + 1)]
@@ -99,7 +101,7 @@ def dequantize(raw: Bytes, out: Floats) -> None:
 
 
 @jit
-def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
     """Encode rows.
 
     x       : [R, n] float32, finite
@@ -111,10 +113,10 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
         for b in range(x.shape[1] // WEIGHTS):
             part = slice(b * WEIGHTS, (b + 1) * WEIGHTS)
             if imatrix.shape[0] > 0:
-                weigh_by_imatrix(x[r, part], imatrix[r // rows_per_expert, part], weights)
+                weigh_by_imatrix(x[r, part], imatrix[r // rows_per_expert, part], weights, build)
             else:
                 weigh_plain(x[r, part], weights)
-            quantize_block(x[r, part], weights, out[r, b * BYTES : (b + 1) * BYTES])
+            quantize_block(x[r, part], weights, out[r, b * BYTES : (b + 1) * BYTES], build)
 
 
 @jit
