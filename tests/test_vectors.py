@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refimpl import quants
+from refimpl.arith.builds import SITED, find_build
 from refimpl.quants.formats import find_codec, formats
 from tests.bits import assert_same_bits
 from tools import manifest
@@ -81,11 +82,12 @@ def test_decoding_gives_the_weights_of_ggml(fmt: str, reference: bool) -> None:
 def test_the_portable_kernels_give_the_same(fmt: str) -> None:
     """Straight to X_jit, which the public functions pass by where a tuned kernel exists."""
     kernel = importlib.import_module(f"refimpl.quants.{fmt}_jit")
+    build = [find_build("strict", fmt)] if fmt in SITED else []
     with np.errstate(all="ignore"):
         for what, x, imatrix, want in find_cases(fmt)[:: 3 if numba.config.DISABLE_JIT else 1]:
             out = np.full(want.shape, 0xAA, np.uint8)
             weights = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix[None]
-            kernel.quantize(x, weights, len(x), out)
+            kernel.quantize(x, weights, len(x), out, *build)
             assert_same_bits(out, want, what)
         y = np.full(load(fmt)["decoded"].shape, np.nan, np.float32)
         kernel.dequantize(load(fmt)["raw"], y)
