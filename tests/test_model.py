@@ -5,6 +5,7 @@ import pytest
 import tiny_checkpoint
 
 import refimpl
+from refimpl.dots import matmul_each
 from refimpl.errors import BadFile, Usage
 from refimpl.files.golden import tiny_model
 from refimpl.model import dsa, moe, rope
@@ -144,3 +145,20 @@ def test_a_missing_tensor_is_named(tmp_path):
     tiny_checkpoint.write_checkpoint(tmp_path, weights=weights)
     with pytest.raises(BadFile, match=r"blk\.1\.attn_output\.weight is missing"):
         refimpl.load(tmp_path).logits([1, 2])
+
+
+@pytest.mark.parametrize("order", ["generic", "generic-fma", "avx2", "tiled"])
+@pytest.mark.parametrize(
+    "fmt, activation", [("q8_0", "q8_0"), ("q4_k", "q8_k"), ("bf16", "f32"), ("q6_k", "f32")]
+)
+def test_many_heads_multiply_to_the_bits_of_each_alone(fmt, activation, order):
+    random = np.random.default_rng(5)
+    w, x = (
+        random.standard_normal((3, 5, 256)).astype(np.float32),
+        random.standard_normal((3, 9, 256)).astype(np.float32),
+    )
+    raw, order = refimpl.quantize(w, fmt), "generic" if activation == "f32" else order
+    for jobs in (1, 2):
+        together = matmul_each(raw, fmt, x, activation, order, jobs)
+        for h in range(3):
+            assert np.array_equal(together[h], refimpl.matmul(raw[h], fmt, x[h], activation, order))

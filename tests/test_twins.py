@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
+from refimpl.model import norm
 from refimpl.quants import deviation, floats, fp4, grids, iq4, q5_0, rounding, search, ternary
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_reference, formats
 from tests.bits import assert_same_bits
@@ -296,6 +297,15 @@ def check_ternary(twin: ModuleType, draw: "Draw") -> Pairs:
         )
 
 
+def check_norm(twin: ModuleType, draw: "Draw") -> Pairs:
+    for n in (32, 50, 576):
+        x = np.ascontiguousarray(draw.weights(-(-n // 32) * 32)[:, :n])
+        weight = np.ascontiguousarray(x[0, ::-1])
+        out = poison(x.shape, np.float32)
+        twin.rms_norm(x, weight, 1e-5, out)
+        yield f"rms_norm of {n}", out, norm.rms_norm(x, weight, 1e-5, reference=True)
+
+
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     **DOTS,
     "arith.bits": check_bits,
@@ -307,6 +317,7 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.fp4": check_fp4,
     "quants.iq4": check_iq4,
     "quants.ternary": check_ternary,
+    "model.norm": check_norm,
     **{f"quants.{fmt.name}": check_codec(fmt) for fmt in CODED},
     **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},
 }

@@ -108,8 +108,8 @@ class Llama:
         self.vocab = int(_function("llama_vocab_n_tokens", _I, _P)(vocab))
         self.past = 0
 
-    def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [T, V] of the tokens that follow those before."""
+    def decode(self, tokens: Sequence[int], last: bool = False) -> NDArray[np.float32]:
+        """Logits [T, V] of the tokens that follow those before; [1, V] of the last alone."""
         n = len(tokens)
         ids, places, counts = (
             (_I * n)(*tokens),
@@ -118,13 +118,13 @@ class Llama:
         )
         zero = (_I * 1)(0)
         sequences = (c.POINTER(_I) * n)(*[c.cast(zero, c.POINTER(_I))] * n)
-        wanted = (c.c_int8 * n)(*[1] * n)
+        wanted = (c.c_int8 * n)(*[0 if last else 1] * (n - 1), 1)
         batch = Batch(n, ids, None, places, counts, sequences, wanted)
         if _function("llama_decode", _I, _P, Batch)(self._context, batch):
             raise RuntimeError("llama_decode failed")
         self.past += n
         got = _function("llama_get_logits", c.POINTER(_F), _P)(self._context)
-        return np.ctypeslib.as_array(got, (n, self.vocab)).copy()
+        return np.ctypeslib.as_array(got, (1 if last else n, self.vocab)).copy()
 
     def clear(self) -> None:
         """Forget all tokens."""

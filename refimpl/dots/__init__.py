@@ -16,7 +16,7 @@ from refimpl.engine import map_units
 from refimpl.quants import allocate, dequantize
 from refimpl.quants.formats import Format, activations, find_codec
 
-__all__ = ["ORDERS", "PARTNERS", "encode", "matmul"]
+__all__ = ["ORDERS", "PARTNERS", "encode", "matmul", "matmul_each"]
 
 Array = NDArray[Any]
 
@@ -103,6 +103,51 @@ def matmul(
     return out
 
 
+def matmul_each(
+    raw: Array, fmt: str | Format, x: Array, activation: str = "q8_k", order: str = "generic", jobs: int = 1
+) -> NDArray[np.float32]:
+    """Multiply several matrices, each with tokens of its own: one head's, say. A result has the bits of matmul.
+
+    raw    : W [H, m, bytes] uint8
+    x      : [H, t, n] float32
+    return : [H, t, m] float32
+    """
+    fmt = find_codec(fmt)
+    if raw.ndim != 3 or x.ndim != 3 or len(raw) != len(x):
+        raise ValueError(f"matrices {raw.shape} and tokens {x.shape} do not fit each other")
+    heads, m, t = len(raw), raw.shape[1], x.shape[1]
+    n = _check(raw[0], fmt, x[0]) if heads else 0
+    out = np.empty((heads, t, m), np.float32)
+    if not out.size or not n:
+        out[:] = 0
+        return out
+    if activation == "f32" or activation != PARTNERS.get(fmt.name) or order not in ORDERS:
+        for h in range(heads):
+            out[h] = matmul(raw[h], fmt, x[h], activation, order)
+        return out
+    kind, order = activations[activation], _order_for(order, activation)
+    encoder = "reference" if order.startswith("generic") else "avx2"
+    codes = encode(x.reshape(heads * t, n), activation, encoder)
+    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{KERNELS[order]}")
+    fused = [order == "generic-fma"] if order.startswith("generic") else []
+    planes = import_module("refimpl.dots.planes")
+
+    def work(some: slice) -> None:
+        for h in range(some.start, some.stop):
+            acts = planes.split(codes[h * t : (h + 1) * t], kind)
+            text.multiply(fmt.id, np.ascontiguousarray(raw[h]), *acts, *fused, out[h])
+
+    step = -(-heads // jobs)
+    for _ in map_units([slice(h, min(h + step, heads)) for h in range(0, heads, step)], work, jobs):
+        pass
+    return out
+
+
+def _order_for(order: str, activation: str) -> str:
+    """ggml's tiles are for q8_k alone."""
+    return "avx2" if order == "tiled" and activation != "q8_k" else order
+
+
 def _check(raw: Any, fmt: Format, x: Any) -> int:
     """The number of weights in a row. Raises TypeError or ValueError where raw and x do not fit."""
     for array, name, dtype in ((raw, "raw", np.uint8), (x, "x", np.float32)):
@@ -126,8 +171,7 @@ def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: st
     encoder = "reference" if order.startswith("generic") else "avx2"
     kind = activations[activation]
     acts = planes.split(encode(x, activation, encoder, reference), kind)
-    if order == "tiled" and activation != "q8_k":
-        order = "avx2"
+    order = _order_for(order, activation)
     text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{'' if reference else KERNELS[order]}")
     fused = [order == "generic-fma"] if order.startswith("generic") else []
 

@@ -116,9 +116,7 @@ def select_topk(scores: Array, first: int, count: int) -> list[Array]:  # [T, S]
 def select(
     q: Array, k: Array, weights: Array, first: int, hp: Hparams, conv: Conventions, tap: Tap = silent
 ) -> list[Array]:  # [T, H, n], [S, n], [T, H] -> T x [<= 2048]
-    """Score and choose, some queries at a time; while all keys fit there is nothing to score."""
-    if first + len(q) <= hp.index_topk and tap is silent:
-        return [np.arange(first + t + 1) for t in range(len(q))]
+    """Score and choose, some queries at a time."""
     chosen: list[Array] = []
     parts: list[Array] = []
     step = max(1, AT_ONCE // (q.shape[1] * len(k)))

@@ -21,7 +21,7 @@ from refimpl.model.config import Conventions
 from refimpl.model.norm import rms_norm
 from refimpl.model.rope import rotate
 from refimpl.model.tap import Tap, silent
-from refimpl.model.weights import Layer, Matrix, linear, product
+from refimpl.model.weights import Layer, linear, linear_each, product
 
 Array = NDArray[Any]
 Turn = tuple[Array, Array]
@@ -79,19 +79,14 @@ def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv:
     return out
 
 
-def per_head(w: Matrix, x: Array, conv: Conventions) -> Array:  # [H, m, n], [T, H, n] -> [T, H, m]
-    """Each head's own matrix times its part of x."""
-    return np.stack([linear(w[h], x[:, h], conv) for h in range(x.shape[1])], axis=1)
-
-
 def absorbed(
     q: Array, q_pe: Array, latents: Array, rows: Rows, w: Layer, hp: Hparams, conv: Conventions, tap: Tap
 ) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
     """Attention on the latents; a latent is key (with k_pe behind it) and value at once."""
-    q = tap("q_nope_absorbed", per_head(w["attn_k_b"], q, conv))
+    q = tap("q_nope_absorbed", linear_each(w["attn_k_b"], q, conv))
     q, scale = np.concatenate([q, q_pe], axis=-1), (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
     mixed = tap("kqv", attend(q, latents, latents[:, : hp.kv_lora_rank], rows, scale, conv))
-    return per_head(w["attn_v_b"], mixed, conv)
+    return linear_each(w["attn_v_b"], mixed, conv)
 
 
 def expanded(
@@ -133,8 +128,11 @@ def attention(
         rows = shared
     else:
         keys = cache.append_keys(layer, dsa.index_keys(x, w, turn, hp, conv, tap))
-        q_i, weights = dsa.index_queries(x, qr, w, turn, hp, conv, tap)
-        rows = dsa.select(q_i, keys, weights, first, hp, conv, tap)
+        if first + tokens <= hp.index_topk and tap is silent:  # all keys fit: there is nothing to choose
+            rows = [np.arange(first + t + 1) for t in range(tokens)]
+        else:
+            queries, weights = dsa.index_queries(x, qr, w, turn, hp, conv, tap)
+            rows = dsa.select(queries, keys, weights, first, hp, conv, tap)
     tap_rows(rows, len(latents), tap)
 
     how = absorbed if conv.attention == "absorbed" else expanded

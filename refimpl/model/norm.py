@@ -1,5 +1,6 @@
 """The two norms of GLM-5.1. Sums run in float64 lanes (arith/sums.py), whatever the arrays' type."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,19 @@ from refimpl.arith.sums import add_lanes
 Array = NDArray[Any]
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:  # [T, n], [n] -> [T, n]
+def rms_norm(x: Array, weight: Array, eps: float, reference: bool = False) -> Array:  # [T, n], [n] -> [T, n]
     """Scale each token to root mean square 1, then each channel by its weight.
 
     y = x * (1 / sqrt(mean(x^2) + eps)) * weight
 
+    reference : True takes the NumPy text for float32 too
+
     Rounds: the scale once, each of the two products, to the type of x.
     """
+    if x.dtype == np.float32 and x.ndim == 2 and not reference:
+        out = np.empty_like(x)
+        import_module("refimpl.model.norm_jit").rms_norm(x, weight, float(eps), out)
+        return out
     mean = add_lanes(x.astype(np.float64) ** 2) / x.shape[-1]
     scale = (1 / np.sqrt(mean + eps)).astype(x.dtype)
     return x * scale[..., None] * weight.astype(x.dtype)

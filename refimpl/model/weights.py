@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import PARTNERS, matmul
+from refimpl.dots import PARTNERS, matmul, matmul_each
 from refimpl.errors import BadFile
 from refimpl.files.gguf import Gguf
 from refimpl.files.hparams import Hparams
@@ -74,15 +74,28 @@ def linear(w: Matrix, x: Array, conv: Conventions) -> Array:  # [m, n], [T, n] -
         step = max(1, PIECE // n)
         pieces = [x @ w.values(slice(r, r + step)).astype(np.float64).T for r in range(0, m, step)]
         return np.concatenate(pieces, axis=1)
+    return matmul(w.raw, w.format, *_ggml_inputs(w, x, conv, len(x)), jobs=conv.jobs)
+
+
+def linear_each(w: Matrix, x: Array, conv: Conventions) -> Array:  # [H, m, n], [T, H, n] -> [T, H, m]
+    """Each head's own matrix times its part of x, as `linear`."""
+    if x.dtype == np.float64:
+        return np.stack([linear(w[h], x[:, h], conv) for h in range(x.shape[1])], axis=1)
+    heads = np.ascontiguousarray(x.swapaxes(0, 1))
+    y = matmul_each(w.raw, w.format, *_ggml_inputs(w, heads, conv, len(x)), jobs=conv.jobs)
+    return np.ascontiguousarray(y.swapaxes(0, 1))
+
+
+def _ggml_inputs(w: Matrix, x: Array, conv: Conventions, tokens: int) -> tuple[Array, str, str]:
+    """The tokens, how they are quantized, and the order of additions."""
     if conv.activations == "float":
-        return matmul(w.raw, w.format, x, "f32", jobs=conv.jobs)
+        return x, "f32", "generic"
     if w.format.name in ("f16", "bf16"):  # ggml narrows the tokens to the type of the weights
         x = dequantize(quantize(x, w.format), w.format)
     partner = PARTNERS.get(w.format.name, "f32")
-    order = "generic" if partner == "f32" else conv.order
-    if order == "ggml":
-        order = "tiled" if len(x) >= TILED else "avx2"
-    return matmul(w.raw, w.format, x, partner, order, jobs=conv.jobs)
+    if partner == "f32" or conv.order != "ggml":
+        return x, partner, "generic" if partner == "f32" else conv.order
+    return x, partner, "tiled" if tokens >= TILED else "avx2"
 
 
 class Layer:
