@@ -156,6 +156,8 @@ class Hparams:
             kinds = [
                 n < 2 or n % 4 == 2 for n in range(count)
             ]  # what llama.cpp takes for a GLM-5.2 without the key
+        if kinds is not None and all(kinds):
+            kinds = None  # whatever its length: a block_count that lies is told by the container check
         named = None if kinds is None else ["full" if kind else "shared" for kind in kinds]
         values["indexer_types"] = _indexers(named, count, path)
         return cls._make(values, path)
