@@ -149,8 +149,6 @@ class Hparams:
         gating = metadata.get(f"{ARCHITECTURE}.expert_gating_func", 2)
         if gating != 2:
             raise Unsupported(f"{path}: expert_gating_func {gating!r}, 2 (sigmoid) is known")
-        if metadata.get(f"{ARCHITECTURE}.expert_weights_norm", True) is not True:
-            raise Unsupported(f"{path}: expert_weights_norm is not true")
         count, kinds = values["num_hidden_layers"], metadata.get(f"{ARCHITECTURE}.attention.indexer.types")
         if kinds is None and values["max_position_embeddings"] >= _LONG:
             kinds = [

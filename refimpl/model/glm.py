@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.errors import Usage
-from refimpl.files.hparams import Hparams
+from refimpl.errors import Unsupported, Usage
+from refimpl.files.gguf import Gguf
+from refimpl.files.hparams import ARCHITECTURE, Hparams
 from refimpl.files.origin import hparams
 from refimpl.files.source import open
 from refimpl.model.block import block
@@ -29,6 +30,7 @@ from refimpl.model.tap import Recorder, Tap, silent
 from refimpl.model.weights import Layer, Weights, linear
 
 Array = NDArray[Any]
+_DIVIDED = f"{ARCHITECTURE}.expert_weights_norm"  # the chosen experts' weights are divided by their sum
 
 
 class Glm:
@@ -167,6 +169,8 @@ def load(
     source = open(path)
     try:
         hp = hparams(source)
+        if isinstance(source, Gguf) and source.metadata.get(_DIVIDED, True) is not True:
+            raise Unsupported(f"{source.path}: {_DIVIDED} is not true")
         chosen = range(hp.num_hidden_layers) if layers is None else _range(layers, hp.num_hidden_layers)
         weights = Weights(source, hp, None if experts is None else _experts(experts, hp))
     except BaseException:
