@@ -20,8 +20,8 @@ from hypothesis.extra import numpy as hnp
 from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
 from refimpl.model import norm
-from refimpl.quants import deviation, floats, fp4, grids, iq4, q5_0, rounding, search, ternary
-from refimpl.quants.formats import BF16, CODEBOOKS, F16, Format, find_reference, formats
+from refimpl.quants import deviation, floats, fp4, grids, iq4, lines, q4_1, q5_0, rounding, search, ternary
+from refimpl.quants.formats import BF16, CODEBOOKS, F16, Q4_1, Q5_1, Format, find_reference, formats
 from tests.bits import assert_same_bits
 from tests.dots_twins import CASES as DOTS
 from tests.twins import find_twins, load_compiled, load_interpreted
@@ -167,11 +167,11 @@ def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
 
     build = find_build(draw.build, "q4_k")
 
-    def run(fit: Callable[..., Any], *arguments: Any, scratch: int = 1) -> list[Array]:
+    def run(fit: Callable[..., Any], *arguments: Any, scratch: int = 1, **options: Any) -> list[Array]:
         results, codes = [], poison(x.shape, np.uint8)
         for i in range(len(x)):
             spare = [poison(x.shape[1], np.uint8)] * (scratch - 1)
-            results.append(fit(x[i], weights[i], *arguments, codes[i], *spare, build))
+            results.append(fit(x[i], weights[i], *arguments, codes[i], *spare, build, **options))
         return [*np.float32(results).reshape(len(x), -1).T, codes.astype(np.int32)]
 
     scales, lows = gaussian(draw.rng, 2, len(x))
@@ -185,6 +185,15 @@ def check_search(twin: ModuleType, draw: "Draw") -> Pairs:
     got = run(twin.fit_scale_min, 15, start, step, 36, scratch=2)
     for g, w in zip(got, search.fit_scale_min(x, weights, 15, -0.9, 0.05, 36, build), strict=True):
         yield "fit_scale_min", g, w
+    got = run(twin.fit_scale_min, 3, start, step, 36, scratch=2, linear=True)
+    for g, w in zip(
+        got, search.fit_scale_min(x, weights, 3, -0.9, 0.05, 36, build, linear=True), strict=True
+    ):
+        yield "fit_scale_min, linear", g, w
+    moved = poison(x.shape, np.uint8)
+    scales = np.float32([twin.fit_by_moves(x[i], 4, moved[i], build) for i in range(len(x))])
+    for g, w in zip((scales, moved.astype(np.int32)), search.fit_by_moves(x, 4, build), strict=True):
+        yield "fit_by_moves", g, w
     for name, top in (("fit_scale", 32), ("fit_scale", 16), ("fit_positive", 63), ("fit_positive", 15)):
         want = getattr(search, name)(x, weights, top, build)
         for g, w in zip(run(getattr(twin, name), top), want, strict=True):
@@ -306,6 +315,23 @@ def check_norm(twin: ModuleType, draw: "Draw") -> Pairs:
         yield f"rms_norm of {n}", out, norm.rms_norm(x, weight, 1e-5, reference=True)
 
 
+def check_lines(twin: ModuleType, draw: "Draw") -> Pairs:
+    for fmt, top in ((Q4_1, 15), (Q5_1, 31)):
+        x = draw.weights(64).reshape(-1, 32)
+        d, m, codes = q4_1.round_codes(x, top)
+        blocks = np.frombuffer(draw.bytes((len(x), fmt.block.itemsize)).tobytes(), fmt.block)
+        stored = (draw.damage(codes.astype(np.uint8)) & np.uint8(top)).astype(np.int32)
+        steps = lines.measure_lines(blocks, stored, x, top, (d, m, codes))
+        raw, given, plain = (
+            blocks.view(np.uint8).reshape(len(x), -1),
+            stored.astype(np.uint8),
+            codes.astype(np.uint8),
+        )
+        found = [twin.check_lines(raw[i], given[i], x[i], top, d[i], m[i], plain[i]) for i in range(len(x))]
+        want = np.stack([np.count_nonzero(steps, 1), steps.max(1)], 1)
+        yield f"check_lines {top}", np.array(found, np.int64), want.astype(np.int64)
+
+
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     **DOTS,
     "arith.bits": check_bits,
@@ -318,6 +344,7 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.iq4": check_iq4,
     "quants.ternary": check_ternary,
     "model.norm": check_norm,
+    "quants.lines": check_lines,
     **{f"quants.{fmt.name}": check_codec(fmt) for fmt in CODED},
     **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},
 }

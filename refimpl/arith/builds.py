@@ -95,7 +95,9 @@ NL_NI        F        -             nearest_int(inverse*scale)
 
 # Formats whose encoders have sites, and those without: there every build writes the same bytes. What no build but
 # strict has been proven for is in neither.
-SITED = frozenset({"q5_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs"})
+SITED = frozenset(
+    {"q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"}
+)
 SITELESS = frozenset(
     {
         "f32",

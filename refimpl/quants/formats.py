@@ -66,12 +66,25 @@ def _block(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype:
 F32 = Format(0, "f32", 1, np.dtype("<f4"), weighed=False)
 F16 = Format(1, "f16", 1, np.dtype("<f2"), weighed=False)
 BF16 = Format(30, "bf16", 1, np.dtype("<u2"), weighed=False)
+Q4_0 = Format(2, "q4_0", 32, _block(("d", "<f2"), ("qs", "u1", 16)), tuned=(), steps=15, error_limit=400.0)
+Q4_1 = Format(
+    3, "q4_1", 32, _block(("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)), tuned=(), steps=15, error_limit=400.0
+)
 Q5_0 = Format(
     6,
     "q5_0",
     32,
     _block(("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)),
     tuned=CODEC,
+    steps=31,
+    error_limit=400.0,
+)
+Q5_1 = Format(
+    7,
+    "q5_1",
+    32,
+    _block(("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)),
+    tuned=(),
     steps=31,
     error_limit=400.0,
 )
@@ -85,6 +98,22 @@ Q8_0 = Format(
     steps=254,
     error_limit=25.0,
 )
+Q2_K = Format(
+    10,
+    "q2_k",
+    256,
+    _block(("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")),
+    tuned=(),
+    steps=3,
+)
+Q3_K = Format(
+    11,
+    "q3_k",
+    256,
+    _block(("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")),
+    tuned=(),
+    steps=7,
+)
 Q4_K = Format(
     12,
     "q4_k",
@@ -92,6 +121,14 @@ Q4_K = Format(
     _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)),
     tuned=JOBS,
     steps=15,
+)
+Q5_K = Format(
+    13,
+    "q5_k",
+    256,
+    _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)),
+    tuned=(),
+    steps=31,
 )
 Q6_K = Format(
     14,
@@ -161,9 +198,15 @@ formats = MappingProxyType(
             F32,
             F16,
             BF16,
+            Q4_0,
+            Q4_1,
             Q5_0,
+            Q5_1,
             Q8_0,
+            Q2_K,
+            Q3_K,
             Q4_K,
+            Q5_K,
             Q6_K,
             IQ4_NL,
             IQ4_XS,
@@ -192,6 +235,23 @@ class Parts(NamedTuple):
     step: Any
     offset: Any
     codes: Any
+
+
+# With an imatrix Q4_1 and Q5_1 round their codes on lines that are not stored (lines.py): the factors of the trials,
+# by the largest code, and how far from a code a value may lie that was rounded to it in float32.
+LINE_FACTORS = MappingProxyType(
+    {
+        top: (
+            float(top),
+            *(
+                float(np.float32(-0.9) + np.float32(0.05) * np.float32(k) + np.float32(top))
+                for k in range(37)
+            ),
+        )
+        for top in (15, 31)
+    }
+)
+TIE_ON_A_LINE = 0.5 + 2.0**-16
 
 
 def find_codec(fmt: str | Format) -> Format:

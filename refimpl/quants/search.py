@@ -28,7 +28,14 @@ TENTH = np.float32(0.1)
 
 
 def fit_scale_min(
-    x: Floats, weights: Floats, top: int, start: float, step: float, steps: int, build: Build
+    x: Floats,
+    weights: Floats,
+    top: int,
+    start: float,
+    step: float,
+    steps: int,
+    build: Build,
+    linear: bool = False,
 ) -> tuple[Floats, Floats, Codes]:
     """Fit x = scale * q + min with q = 0..top and min <= 0, by weighted least squares.
 
@@ -37,6 +44,7 @@ def fit_scale_min(
 
     x       : [N, n] float32
     weights : [N, n] float32
+    linear  : the error of a trial adds |scale * q + min - x| instead of its square
     return  : scale [N], -min [N] float32, codes [N, n] int32
 
     Rounds: every operation, to float32.
@@ -56,7 +64,7 @@ def fit_scale_min(
     inverse = np.float32(top) / (high - low)
     scale = np.float32(1) / inverse
     codes = _round(build.QK_NI0, inverse, x, low, top)
-    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0)
+    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0, linear)
     for k in range(steps + 1):
         levels = add_product(build.QK_ISC, np.float32(start), np.float32(step), np.float32(k)) + np.float32(
             top
@@ -73,7 +81,7 @@ def fit_scale_min(
         positive = new_low > 0
         new_scale = np.where(positive, sum_xl / sum_l2, new_scale)
         new_low = np.where(positive, np.float32(0), new_low)
-        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1)
+        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1, linear)
         better = (determinant > 0) & (error < best)
         best = np.where(better, error, best)
         scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
@@ -87,17 +95,28 @@ def _round(form: Form, inverse: Floats, x: Floats, low: Floats, top: int) -> Cod
 
 
 def measure_error(
-    x: Floats, weights: Floats, scale: Floats, low: Floats, codes: Codes, diff: Form, err: Form
+    x: Floats,
+    weights: Floats,
+    scale: Floats,
+    low: Floats,
+    codes: Codes,
+    diff: Form,
+    err: Form,
+    linear: bool = False,
 ) -> Floats:
-    """Add up weights * (scale * q + low - x)^2. x, weights, codes : [N, n]; scale, low, return : [N]."""
+    """Add up weights * (scale * q + low - x)^2, or weights * |...|. x, weights, codes : [N, n]; the rest : [N]."""
     off = add_product(diff, low[:, None], scale[:, None], codes.astype(np.float32)) - x
-    return add_products(err, weights, off * off)
+    return add_products(err, weights, np.abs(off) if linear else off * off)
 
 
 def find_peak(x: Floats) -> Floats:
-    """Find the first of the largest in size. x : [N, n] float32; return : [N], signed; +0 for zeros."""
-    peak = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
-    return np.where(peak == 0, np.float32(0), peak)
+    """Find the first of the largest in size. x : [N, n] float32; return : [N], signed; +0 for zeros.
+
+    A NaN counts as 0: no comparison finds it the largest.
+    """
+    size = np.where(np.isnan(x), np.float32(0), np.abs(x))
+    peak = np.take_along_axis(x, size.argmax(1)[:, None], 1)[:, 0]
+    return np.where(size.max(1) == 0, np.float32(0), peak)
 
 
 def fit_scale(x: Floats, weights: Floats, top: int, build: Build) -> tuple[Floats, Codes]:
@@ -136,6 +155,44 @@ def fit_scale(x: Floats, weights: Floats, top: int, build: Build) -> tuple[Float
 
 def _round_signed(form: Form, inverse: Floats, x: Floats, top: int) -> Codes:
     return np.clip(nearest_product(form, inverse[:, None], x), -top, top - 1)
+
+
+def fit_by_moves(x: Floats, top: int, build: Build) -> tuple[Floats, Codes]:
+    """Fit x = scale * q with q = -top..top-1 where x^2 weighs: one trial scale, then moves of single codes.
+
+    Up to five rounds in which one code after the other moves to where the rest wants it, if that helps.
+
+    x      : [N, n] float32
+    return : scale [N] float32, codes q + top [N, n] int32 in 0..2*top-1; 0 and 0 where all |x| < 1e-15
+
+    Rounds: every operation, to float32.
+    Source: ggml-quants.c make_q3_quants with do_rmse, llama.cpp 0c1e570.
+    """
+    peak, weights = find_peak(x), x * x
+    codes = _round_signed(build.Q3_NI0, np.float32(-top) / peak, x, top)
+    q = codes.astype(np.float32)
+    sum_lx = add_products(build.Q3_SLX, weights * x, q)
+    sum_l2 = add_products(build.Q3_SL2, weights * q, q)
+    settled = np.zeros(len(x), np.bool_)
+    for _ in range(5):
+        moved = np.zeros(len(x), np.bool_)
+        for i in range(x.shape[1]):
+            v, w, q = x[:, i], weights[:, i], codes[:, i].astype(np.float32)
+            rest_lx = subtract_product(build.Q3_SLXSUB, sum_lx, w * v, q)
+            rest_l2 = subtract_product(build.Q3_SL2SUB, sum_l2, w * q, q)
+            code = np.clip(nearest_int(v * rest_l2 / rest_lx), -top, top - 1)
+            q = code.astype(np.float32)
+            new_lx = add_product(build.Q3_SLXADD, rest_lx, w * v, q)
+            new_l2 = add_product(build.Q3_SL2ADD, rest_l2, w * q, q)
+            better = ~settled & (rest_lx > 0) & (code != codes[:, i]) & (new_l2 > 0)
+            better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
+            codes[:, i] = np.where(better, code, codes[:, i])
+            sum_lx, sum_l2 = np.where(better, new_lx, sum_lx), np.where(better, new_l2, sum_l2)
+            moved |= better
+        settled |= ~moved
+    scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
+    zero = np.abs(peak) < EPSILON
+    return np.where(zero, np.float32(0), scale), np.where(zero[:, None], np.int32(0), codes + top)
 
 
 def fit_positive(x: Floats, weights: Floats, top: int, build: Build) -> tuple[Floats, Codes]:

@@ -42,11 +42,13 @@ def fit_scale_min(
     codes: Bytes,
     trial: Bytes,
     build: Build,
+    linear: bool = False,
 ) -> Any:
     """Fit x = scale * q + min with q = 0..top and min <= 0.
 
     x, weights : [n] float32
     codes      : [n] uint8, written; trial : [n] uint8, scratch
+    linear     : the error of a trial adds |scale * q + min - x| instead of its square
     return     : scale, -min
     """
     low, high = x[0], x[0]
@@ -68,7 +70,7 @@ def fit_scale_min(
     scale = ONE / inverse
     for i in range(x.size):
         codes[i] = clip(nearest_product(build.QK_NI0, inverse, x[i] - low), 0, top)
-    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0)
+    best = measure_error(x, weights, scale, low, codes, build.QK_DIFF0, build.QK_ERR0, linear)
     for k in range(steps + 1):
         levels = add_product(build.QK_ISC, start, step, np.float32(k)) + np.float32(top)
         inverse = levels / (high - low)
@@ -87,7 +89,7 @@ def fit_scale_min(
         new_low = subtract_products(build.QK_TM, sum_l2, sum_x, sum_l, sum_xl) / determinant
         if new_low > ZERO:
             new_scale, new_low = sum_xl / sum_l2, ZERO
-        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1)
+        error = measure_error(x, weights, new_scale, new_low, trial, build.QK_DIFF1, build.QK_ERR1, linear)
         if error < best:
             for i in range(x.size):
                 codes[i] = trial[i]
@@ -97,13 +99,20 @@ def fit_scale_min(
 
 @jit
 def measure_error(
-    x: Floats, weights: Floats, scale: Any, low: Any, codes: Bytes, diff: Form, err: Form
+    x: Floats,
+    weights: Floats,
+    scale: Any,
+    low: Any,
+    codes: Bytes,
+    diff: Form,
+    err: Form,
+    linear: bool = False,
 ) -> Any:
-    """Add up weights * (scale * q + low - x)^2."""
+    """Add up weights * (scale * q + low - x)^2, or weights * |scale * q + low - x|."""
     error = ZERO
     for i in range(x.size):
         off = add_product(diff, low, scale, np.float32(codes[i])) - x[i]
-        error = add_product(err, error, weights[i], off * off)
+        error = add_product(err, error, weights[i], abs(off) if linear else off * off)
     return error
 
 
@@ -162,6 +171,50 @@ def fit_scale(x: Floats, weights: Floats, top: int, codes: Bytes, build: Build) 
     for i in range(x.size):
         codes[i] = clip(nearest_product(build.QX_NI2, chosen, x[i]), -top, top - 1) + top
     return scale
+
+
+@jit
+def fit_by_moves(x: Floats, top: int, codes: Bytes, build: Build) -> Any:
+    """Fit x = scale * q with q = -top..top-1 where x^2 weighs: one trial scale, then moves of single codes.
+
+    x      : [n] float32
+    codes  : [n] uint8, written: q + top; all 0 where all |x| < 1e-15
+    return : scale
+    """
+    peak = find_peak(x)
+    if abs(peak) < EPSILON:
+        for i in range(x.size):
+            codes[i] = 0
+        return ZERO
+    inverse = np.float32(-top) / peak
+    sum_lx, sum_l2 = ZERO, ZERO
+    for i in range(x.size):
+        code = clip(nearest_product(build.Q3_NI0, inverse, x[i]), -top, top - 1)
+        codes[i] = code + top
+        w, q = x[i] * x[i], np.float32(code)
+        sum_lx = add_product(build.Q3_SLX, sum_lx, w * x[i], q)
+        sum_l2 = add_product(build.Q3_SL2, sum_l2, w * q, q)
+    for _ in range(5):
+        moved = False
+        for i in range(x.size):
+            v, w, old = x[i], x[i] * x[i], int(codes[i]) - top
+            q = np.float32(old)
+            rest_lx = subtract_product(build.Q3_SLXSUB, sum_lx, w * v, q)
+            rest_l2 = subtract_product(build.Q3_SL2SUB, sum_l2, w * q, q)
+            if not rest_lx > ZERO:
+                continue
+            code = round_code(v * rest_l2 / rest_lx, -top, top - 1)
+            if code == old:
+                continue
+            q = np.float32(code)
+            new_lx = add_product(build.Q3_SLXADD, rest_lx, w * v, q)
+            new_l2 = add_product(build.Q3_SL2ADD, rest_l2, w * q, q)
+            if new_l2 > ZERO and new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2:
+                codes[i] = code + top
+                sum_lx, sum_l2, moved = new_lx, new_l2, True
+        if not moved:
+            break
+    return sum_lx / sum_l2 if sum_l2 > ZERO else ZERO
 
 
 @jit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refimpl import quants
+from refimpl.arith.builds import SITED, find_build
 from refimpl.quants.formats import formats
 from tests.bits import assert_same_bits
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
@@ -24,7 +25,8 @@ def encode_portably(x: Array, fmt: str, imatrix: Array | None) -> Array:
     """Encode by X_jit, which the public function passes by where a tuned kernel exists."""
     out = np.full((len(x), quants.find_codec(fmt).row_bytes(x.shape[1])), 0xAA, np.uint8)
     weights = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix[None]
-    import_module(f"refimpl.quants.{fmt}_jit").quantize(x, weights, len(x), out)
+    build = [find_build("strict", fmt)] if fmt in SITED else []
+    import_module(f"refimpl.quants.{fmt}_jit").quantize(x, weights, len(x), out, *build)
     return out
 
 
