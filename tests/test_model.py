@@ -1,5 +1,8 @@
 """GLM-5.1 on the embedded model: both attentions, decode and prefill, pruning, conventions."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_checkpoint
@@ -10,7 +13,7 @@ from refimpl.errors import BadFile, Usage
 from refimpl.files.golden import tiny_model
 from refimpl.model import dsa, moe, rope
 from refimpl.model.cache import Cache
-from refimpl.model.config import ENGINES, conventions
+from refimpl.model.config import ENGINES, Conventions, conventions
 
 TINY = tiny_model()
 IDS = np.random.default_rng(0).integers(0, 1256, 90).tolist()
@@ -162,3 +165,13 @@ def test_many_heads_multiply_to_the_bits_of_each_alone(fmt, activation, order):
         together = matmul_each(raw, fmt, x, activation, order, jobs)
         for h in range(3):
             assert np.array_equal(together[h], refimpl.matmul(raw[h], fmt, x[h], activation, order))
+
+
+def test_the_readme_s_table_of_conventions_is_the_code_s():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| convention | {' | '.join(ENGINES)} |" in readme
+    for field in fields(Conventions):
+        if field.name != "jobs":
+            values = (getattr(engine, field.name) for engine in ENGINES.values())
+            row = " | ".join("rms_norm_eps" if v is None else str(v) for v in values)
+            assert f"| {field.name} | {row} |" in readme

@@ -39,7 +39,7 @@ def plot_comparison(found: "Comparison", path: Path) -> None:
         (
             axes[1][0],
             "deviation",
-            "largest distance of each activation from A, as a share of A's largest value",
+            "largest distance of each activation from A, as a share of A's largest value (0 lies at the bottom)",
         ),
     ):
         places = [(i, getattr(row, field), row) for i, row in enumerate(found.rows)]
@@ -64,7 +64,7 @@ def plot_comparison(found: "Comparison", path: Path) -> None:
         for axis in (axes[0][0], axes[1][0]):
             axis.axvline(i, color=WRONG, linewidth=0.8, linestyle=":")
         axes[0][0].annotate(
-            first.key, (i, 1), textcoords="offset points", xytext=(6, 6), fontsize=9, color=WRONG
+            first.key, (i, 1), textcoords="offset points", xytext=(6, -14), fontsize=9, color=WRONG
         )
     figure.savefig(path, dpi=110)
 
