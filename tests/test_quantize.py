@@ -25,7 +25,7 @@ from refimpl.verifier.run import verify
 from refimpl.writers import keys
 from refimpl.writers.convert import convert
 from refimpl.writers.quantize import quantize
-from tools import variants
+from tools import synthetic, variants
 
 GOLDEN = tiny_model()
 IMATRIX = str(GOLDEN / "imatrix.gguf")
@@ -168,6 +168,26 @@ def test_verify_says_exact_of_what_quantize_writes(here, tmp_path):
     assert (report.verdict, report.passed) == ("exact", True)
 
 
+def test_another_build_writes_its_own_bytes(here, tmp_path):
+    quantize("bf16.gguf", tmp_path / "out.gguf", build="gcc-fma")
+    report = verify(tmp_path / "out.gguf", GOLDEN, recipe="q4_k_m", build="gcc-fma")
+    assert (report.verdict, report.passed) == ("exact", True)
+    assert (tmp_path / "out.gguf").read_bytes() != (GOLDEN / "stock.gguf").read_bytes()
+    with pytest.raises(Usage, match="unknown build"):
+        quantize("bf16.gguf", tmp_path / "other.gguf", build="icc")
+
+
+def test_memory_is_bounded_by_pieces_and_not_by_tensors(tmp_path):
+    """A stacked tensor of 25 million weights needs 100 MB as float32; so much is not taken."""
+    sizes = {"n_routed_experts": 8, "moe_intermediate_size": 512, "intermediate_size": 512}
+    sizes |= {"num_attention_heads": 2, "q_lora_rank": 256, "vocab_size": 1280, "index_n_heads": 4}
+    source = synthetic.make(tmp_path / "source", **sizes)
+    assert sum(f.stat().st_size for f in source.glob("*.safetensors")) > 200_000_000
+    code = PEAK.format(golden=str(GOLDEN), source=str(source), target=str(tmp_path / "out.gguf"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 70_000_000, done.stdout
+
+
 def test_provenance_keeps_what_came_before(tmp_path):
     convert(GOLDEN, tmp_path / "bf16.gguf")
     quantize(tmp_path / "bf16.gguf", tmp_path / "out.gguf", tensor_types=["attn_=q8_0"])
@@ -237,6 +257,17 @@ def test_an_output_never_overwrites_its_inputs(tmp_path):
             )
     assert digest(tmp_path / "stock.gguf") == digest(GOLDEN / "stock.gguf")
 
+
+PEAK = """
+import resource
+from refimpl.writers.quantize import quantize
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+quantize({golden!r}, {target!r}, "q4_k_m-protected", jobs=2)  # compiles
+before = peak()
+quantize({source!r}, {target!r}, "q4_k_m-protected", force=True, jobs=2)
+print(peak() - before)
+"""
 
 KILLED = """
 import sys

@@ -1,7 +1,7 @@
 """The benchmark: the only source of figures about speed. Prints a Markdown table for the README.
 
     python -m tools.bench                 # kernels against the native library (extra `oracle`), gguf-py, cold start
-    python -m tools.bench --slice DIR     # `verify` end to end too, on a slice of 3 GB that is made in DIR
+    python -m tools.bench --slice DIR     # verify, quantize, convert end to end too, on slices of 4 GB made in DIR
     python -m tools.bench --only Q6_K     # only rows whose name contains this
 
 Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
@@ -23,6 +23,7 @@ from pathlib import Path
 import llvmlite.binding
 import numpy as np
 
+from tools import bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
@@ -127,7 +128,13 @@ def main() -> int:
         if not arguments.only:
             print(time_cold_start(imatrix=False), time_cold_start(imatrix=True), sep="\n", flush=True)
         if arguments.slice:
+            for build in bench_writers.list_writer_rows(arguments.slice):
+                row = build()
+                if arguments.only in row.name:
+                    print(race(row, 3), flush=True)
+        if arguments.slice and not arguments.only:
             print(time_verify(arguments.slice, 3), flush=True)
+            print(*bench_writers.time_writers(arguments.slice, 3), sep="\n", flush=True)
     except Differ as difference:
         print(f"no figures: {difference}", file=sys.stderr)
         return 1

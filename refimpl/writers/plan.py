@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from refimpl.arith.builds import list_builds
 from refimpl.errors import BadFile, Unsupported, Usage
 from refimpl.files import names
 from refimpl.files.gguf import Gguf
@@ -137,11 +138,18 @@ def _plan_one(
     return Planned(name, shape, fmt, link, stored, choice.wanted)
 
 
-def require_encoders(plan: Plan) -> None:
-    """Raise Unsupported where a tensor is to get a type that refimpl has no encoder of."""
+def require_encoders(plan: Plan, build: str) -> None:
+    """Raise Unsupported where a tensor is to get a type that refimpl does not write, or not as this build does."""
     for t in plan.tensors:
-        if not t.copied and t.format.name not in formats:
+        if t.copied:
+            continue
+        if t.format.name not in formats:
             raise Unsupported(f"{t.name} is to be {t.format.name}, which refimpl does not write")
+        if build not in list_builds(t.format.name):
+            known = ", ".join(list_builds(t.format.name))
+            raise Unsupported(
+                f"{t.name} is to be {t.format.name}: what {build} writes is not known, {known} is"
+            )
 
 
 def require_importance(plan: Plan, recipe: Recipe, imatrix: Imatrix | None) -> None:

@@ -145,7 +145,7 @@ def quantize(
         result = Quantized(None, model.path, chosen, build, given, size, plan)
         if target is None:
             return result
-        require_encoders(plan)
+        require_encoders(plan, build)
         require_importance(plan, chosen, weighed)
         job = {"quantize": build, "inputs": output.identify(inputs), "piece": PIECE_WEIGHTS}
         pieces = [p for t, at in zip(plan.tensors, offsets, strict=True) for p in cut(t, at)]
