@@ -149,7 +149,7 @@ def quantize(
         require_importance(plan, chosen, weighed)
         job = {"quantize": build, "inputs": output.identify(inputs), "piece": PIECE_WEIGHTS}
         pieces = [p for t, at in zip(plan.tensors, offsets, strict=True) for p in cut(t, at)]
-        encoder = _Encoder(model, hp, weighed, build)
+        encoder = Encoder(model, hp, weighed, build)
         result.done = output.write_pieces(
             target, head, size, pieces, encoder.encode, job, resume, jobs, progress
         )
@@ -172,7 +172,7 @@ def cut(tensor: Planned, offset: int) -> list[Piece[Rows]]:
     ]
 
 
-class _Encoder:
+class Encoder:
     """Encodes rows, from many threads: each has its own buffers, and two tensors' importances are kept."""
 
     def __init__(self, model: Gguf | Checkpoint, hp: Hparams, imatrix: Imatrix | None, build: str) -> None:
