@@ -127,7 +127,7 @@ Q5_K = Format(
     "q5_k",
     256,
     _block(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)),
-    tuned=(),
+    tuned=CODEC,
     steps=31,
 )
 Q6_K = Format(

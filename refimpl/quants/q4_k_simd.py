@@ -43,7 +43,7 @@ Bytes = NDArray[np.uint8]
 BYTES = Q4_K.block.itemsize
 QS = Q4_K.offset("qs")
 CHUNK = 2048  # weights of TOGETHER blocks
-INFINITY = np.float32(np.inf)
+INFINITY, TOP = np.float32(np.inf), np.float32(15)
 
 
 def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
@@ -74,7 +74,7 @@ def encode_plain(
         block = min(start, blocks - TOGETHER)
         lay_out(x, block * 256, s.values)
         weigh_plain(s, build)
-        search(s, np.float32(-1), np.float32(0.1), 21, build)
+        search(s, 32, TOP, np.float32(-1), np.float32(0.1), 21, False, build)
         for k in range(TOGETHER):
             round_scales(s, c, k, build)
         for k in range(TOGETHER):
@@ -100,8 +100,8 @@ def encode_weighted(
         lay_out(x, block * 256, s.values)
         lay_out(wanted, 0, s.importance)
         measure_spread(x, block * 256, sigma2, build)
-        weigh_by_imatrix(s, sigma2, build)
-        search(s, np.float32(-0.9), np.float32(0.05), 37, build)
+        weigh_by_imatrix(s, 32, sigma2, build)
+        search(s, 32, TOP, np.float32(-0.9), np.float32(0.05), 37, False, build)
         fit_scales(s, c, build)
         for k in range(TOGETHER):
             redo[block + k] = write_block(x, block + k, s, c, k, out)

@@ -1,4 +1,4 @@
-"""The search for a scale and a minimum per sub-block of 32 weights (Q4_K), 64 sub-blocks side by side.
+"""The search for a scale and a minimum per sub-block (Q2_K, Q4_K, Q5_K), 64 sub-blocks of 16 or 32 side by side.
 
 ggml's make_qkx2_quants and make_qkx3_quants, which differ in their steps and weights alone. One lane is one
 sub-block, so each lane adds in ggml's order. Two groups of 32 lanes take each step together: the divisions of
@@ -19,9 +19,8 @@ from refimpl.quants.search_simd import LIMIT, MAGIC, ONE, ZERO
 LANES = 32  # sub-blocks of a group
 GROUPS = 2
 BOTH = 64  # sub-blocks searched together: LANES * GROUPS
-TILE = 1024  # weights of a group: LANES sub-blocks of 32
-TILES = 2048
-TOP = np.float32(15)
+TILE = 1024  # weights of a group of LANES sub-blocks of 32
+TILES = 2048  # weights of both groups, at most
 NEVER = np.float32(np.nan)
 
 
@@ -86,41 +85,42 @@ def weigh_plain(s: Search, build: Build) -> None:
 
 
 @inlined
-def weigh_by_imatrix(s: Search, sigma2: Scratch, build: Build) -> None:
+def weigh_by_imatrix(s: Search, size: int, sigma2: Scratch, build: Build) -> None:
     """w = imatrix * sqrt(sigma2 + x²), where the tile of w holds the imatrix before.
 
     sigma2 : float32 [group, lane]
     """
     for group in range(GROUPS):
         sigma = load(sigma2, group * LANES, LANES)
-        for i in range(group * TILE, (group + 1) * TILE, LANES):
+        for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
             v = load(s.values, i, LANES)
             store(s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, sigma, v, v)))
 
 
 @inlined
-def survey(s: Search, group: int, build: Build) -> None:
-    """Range and sums of each sub-block, and the error of the scale (max - min)/15: the one to beat."""
-    start = group * TILE
+def survey(s: Search, group: int, size: int, top: np.float32, linear: bool, build: Build) -> None:
+    """Range and sums of each sub-block, and the error of the scale (max - min)/top: the one to beat."""
+    start, end = group * size * LANES, (group + 1) * size * LANES
     v = load(s.values, start, LANES)
     w = load(s.importance, start, LANES)
     low, high, sum_w, sum_wx = v, v, w, w * v
-    for i in range(start + LANES, start + TILE, LANES):
+    for i in range(start + LANES, end, LANES):
         v = load(s.values, i, LANES)
         w = load(s.importance, i, LANES)
         low, high = minimum(v, low), maximum(v, high)
         sum_w += w
         sum_wx = add_product(build.QK_SUMX, sum_wx, w, v)
     low = select(low > ZERO, ZERO, low)
-    inverse = TOP / (high - low)
+    inverse = top / (high - low)
     scale = ONE / inverse
     error = fill(ZERO, LANES)
-    for i in range(start, start + TILE, LANES):
+    for i in range(start, end, LANES):
         v = load(s.values, i, LANES)
         code = add_product(build.QK_NI0, MAGIC, inverse, v - low) - MAGIC
-        code = minimum(maximum(code, ZERO), TOP)
+        code = minimum(maximum(code, ZERO), top)
         miss = add_product(build.QK_DIFF0, low, scale, code) - v
-        error = add_product(build.QK_ERR0, error, load(s.importance, i, LANES), miss * miss)
+        miss_size = absolute(miss) if linear else miss * miss
+        error = add_product(build.QK_ERR0, error, load(s.importance, i, LANES), miss_size)
     at = group * LANES
     store(s.low, at, low)
     store(s.high, at, high)
@@ -140,11 +140,11 @@ def flag_wild(inverse: Lanes, low: Lanes, high: Lanes, base: Lanes) -> Lanes:
 
 
 @inlined
-def propose(s: Search, group: int, factor: np.float32, build: Build) -> None:
+def propose(s: Search, group: int, size: int, top: np.float32, factor: np.float32, build: Build) -> None:
     """One step: codes under the inverse scale factor/(max - base), then the scale and base that suit them.
 
     A weighted linear regression of x on the codes; a base above 0 becomes 0. Codes need no ceiling while
-    factor stays below 15.5, for inverse*(x - base) is at most factor.
+    factor stays below top + 0.5, for inverse*(x - base) is at most factor.
     """
     at = group * LANES
     base, high = load(s.base, at, LANES), load(s.high, at, LANES)
@@ -152,11 +152,11 @@ def propose(s: Search, group: int, factor: np.float32, build: Build) -> None:
     wild = flag_wild(inverse, load(s.low, at, LANES), high, base)
     store(s.wild, at, maximum(load(s.wild, at, LANES), wild))
     sum_l, sum_l2, sum_lx = fill(ZERO, LANES), fill(ZERO, LANES), fill(ZERO, LANES)
-    for i in range(group * TILE, (group + 1) * TILE, LANES):
+    for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
         v = load(s.values, i, LANES)
         code = maximum(add_product(build.QK_NI1, MAGIC, inverse, v - base) - MAGIC, ZERO)
-        if factor > np.float32(15.4):
-            code = minimum(code, TOP)
+        if factor > top + np.float32(0.4):
+            code = minimum(code, top)
         store(s.codes, i, code)
         w = load(s.importance, i, LANES)
         wl = w * code
@@ -173,14 +173,15 @@ def propose(s: Search, group: int, factor: np.float32, build: Build) -> None:
 
 
 @inlined
-def judge(s: Search, group: int, build: Build) -> None:
+def judge(s: Search, group: int, size: int, linear: bool, build: Build) -> None:
     """Keep the step's scale and base in the lanes where their error is smaller (a NaN never is)."""
     at = group * LANES
     scale, base = load(s.new_scale, at, LANES), load(s.new_base, at, LANES)
     error = fill(ZERO, LANES)
-    for i in range(group * TILE, (group + 1) * TILE, LANES):
+    for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
         miss = add_product(build.QK_DIFF1, base, scale, load(s.codes, i, LANES)) - load(s.values, i, LANES)
-        error = add_product(build.QK_ERR1, error, load(s.importance, i, LANES), miss * miss)
+        miss_size = absolute(miss) if linear else miss * miss
+        error = add_product(build.QK_ERR1, error, load(s.importance, i, LANES), miss_size)
     best = load(s.error, at, LANES)
     better = error < best
     store(s.error, at, select(better, error, best))
@@ -189,13 +190,25 @@ def judge(s: Search, group: int, build: Build) -> None:
 
 
 @inlined
-def search(s: Search, start: np.float32, delta: np.float32, steps: int, build: Build) -> None:
-    """From values and importance to scale and base; step k tries the factor start + k*delta + 15."""
+def search(
+    s: Search,
+    size: int,
+    top: np.float32,
+    start: np.float32,
+    delta: np.float32,
+    steps: int,
+    linear: bool,
+    build: Build,
+) -> None:
+    """From values and importance of sub-blocks of `size` weights to scale and base, codes from 0 to top.
+
+    Step k tries the factor start + k*delta + top. linear: errors add up by their size, not their square.
+    """
     for group in range(GROUPS):
-        survey(s, group, build)
+        survey(s, group, size, top, linear, build)
     for step in range(steps):
-        factor = add_product(build.QK_ISC, start, delta, np.float32(step)) + TOP
+        factor = add_product(build.QK_ISC, start, delta, np.float32(step)) + top
         for group in range(GROUPS):
-            propose(s, group, factor, build)
+            propose(s, group, size, top, factor, build)
         for group in range(GROUPS):
-            judge(s, group, build)
+            judge(s, group, size, linear, build)
