@@ -11,7 +11,7 @@ import refimpl
 from refimpl.dots import matmul_each
 from refimpl.errors import BadFile, Usage
 from refimpl.files.golden import tiny_model
-from refimpl.model import dsa, moe, rope
+from refimpl.model import dsa, mla, moe, rope
 from refimpl.model.cache import Cache
 from refimpl.model.config import ENGINES, Conventions, conventions
 
@@ -175,3 +175,21 @@ def test_the_readme_s_table_of_conventions_is_the_code_s():
             values = (getattr(engine, field.name) for engine in ENGINES.values())
             row = " | ".join("rms_norm_eps" if v is None else str(v) for v in values)
             assert f"| {field.name} | {row} |" in readme
+
+
+def test_keys_that_are_not_selected_cost_nothing(model, monkeypatch):
+    """Attention never sees more than index_topk keys of a query, however long the context."""
+    counts = []
+    original = mla.mix
+
+    def count(q, keys, *rest):
+        counts.append(len(keys))
+        return original(q, keys, *rest)
+
+    monkeypatch.setattr(mla, "mix", count)
+    cache = Cache(model.conv)
+    model.step(IDS, cache)
+    assert max(counts) == model.hp.index_topk < len(IDS)
+    counts.clear()
+    model.step([1], cache)
+    assert counts == [model.hp.index_topk] * 3

@@ -1,6 +1,7 @@
 """Whole models against llama.cpp in the xllamacpp wheel: tokens per second, side by side in one process.
 
     python -m tools.bench_model [--slice FILE] [--threads 1] [--prompt 512]
+    python -m tools.bench_model --context [--plot X.png]     # what sparse attention saves as the context grows
 
 (a) is the tiny model; (b) a slice with GLM-5.1's true dimensions, one dense and one MoE layer, 32 experts, random
 blocks of Q4_K, Q6_K and Q8_0 (1.6 GB, made where it is missing; a vocabulary of 8,192, which neither side gains by).
@@ -22,9 +23,12 @@ from refimpl import recipes
 from refimpl.files import gguf, names
 from refimpl.files.gguf import GGUFValueType as Kind
 from refimpl.files.hparams import MODEL_TYPE, Hparams
+from refimpl.model import dsa, mla
 from refimpl.model.cache import Cache
+from refimpl.model.config import conventions
 from refimpl.model.glm import load
 from refimpl.quants.formats import Format, formats
+from refimpl.report.plots import FINE, WRONG, open_figure
 from refimpl.writers.keys import hyperparameters
 from tools.llama_run import Llama
 
@@ -133,6 +137,43 @@ def bench(name: str, file: Path, threads: int, prompt: int, runs: int) -> None:
     llama.close()
 
 
+def attentions(length: int, topk: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """One query on so many keys: selected (scoring and choosing included), and all of them."""
+    hp, conv = Hparams.from_config(CONFIG | {"index_topk": topk}), conventions("refimpl")
+    random = np.random.default_rng(0)
+    latents, keys, q, queries, weights = (
+        random.standard_normal(shape).astype(np.float32)
+        for shape in ((length, 576), (length, 128), (1, 64, 576), (1, 32, 128), (1, 32))
+    )
+
+    def attend(rows: list[Any]) -> Any:
+        return mla.attend(q, latents, latents[:, :512], rows, 256**-0.5, conv)
+
+    def sparse() -> Any:
+        return attend(dsa.select(queries, keys, weights, length - 1, hp, conv))
+
+    return sparse, lambda: attend([np.arange(length)])
+
+
+def bench_context(picture: Path | None, topk: int = 256, longest: int = 8192) -> None:
+    """One query's attention and indexer at GLM-5.1's widths against the context's length: sparse beside dense."""
+    lengths, times = [256 << i for i in range(6) if 256 << i <= longest], (list[float](), list[float]())
+    for length in lengths:
+        mine, peer, ratio = race(*attentions(length, topk), 15)
+        for kept, seconds in zip(times, (mine, peer), strict=True):
+            kept.append(seconds * 1e3)
+        speeds = f"{mine * 1e3:.2f} ms | dense {peer * 1e3:.2f} ms"
+        print(f"| attention over {length:,} keys, top {topk} | {speeds} | {ratio:.1f}x |", flush=True)
+    if picture is not None:
+        figure, axes = open_figure(picture, 1, 1, 7, 4)
+        for name, values, colour in zip(("sparse", "dense"), times, (FINE, WRONG), strict=True):
+            axes[0][0].plot(lengths, values, color=colour, marker="o", label=name)
+        title = f"attention of 64 heads, index_topk {topk}"
+        axes[0][0].set(xlabel="keys", ylabel="ms a token and layer", title=title)
+        axes[0][0].legend()
+        figure.savefig(picture, dpi=110)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,7 +185,14 @@ if __name__ == "__main__":
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--only", default="")
+    parser.add_argument(
+        "--context", action="store_true", help="time attention against the context's length instead"
+    )
+    parser.add_argument("--plot", type=Path, help="a .png of that")
     arguments = parser.parse_args()
+    if arguments.context:
+        bench_context(arguments.plot)
+        raise SystemExit
     if not arguments.slice.exists():
         make_slice(arguments.slice)
     for label, path in (("(a) tiny", TINY), ("(b) true dimensions", arguments.slice)):

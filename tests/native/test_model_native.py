@@ -8,6 +8,7 @@ import torch
 from transformers import GlmMoeDsaForCausalLM
 
 import refimpl
+from refimpl.model import perplexity
 from tests import float_gguf, tiny_checkpoint
 from tools.llama_run import Llama
 
@@ -167,3 +168,22 @@ def test_the_mtp_block_is_what_transformers_modules_make_of_it(tmp_path):
     want = model.lm_head(y)[0].numpy()
     got = refimpl.load(tmp_path, engine="transformers").draft_logits(ids)
     assert deviation(got, want).max() <= BOUND
+
+
+@pytest.mark.parametrize("file", ["stock", "protected"])
+def test_a_quantized_file_says_to_us_what_it_says_to_llama_cpp(file):
+    """Selections are chaotic, so whole models are compared by statistics; pytest -s prints them."""
+    ids = refimpl_tokens(250)
+    llama = Llama(TINY / f"{file}.gguf")
+    want = perplexity.log_softmax(llama.decode(ids))
+    llama.close()
+    model = refimpl.load(TINY / f"{file}.gguf", engine="llama.cpp", kv="f32")
+    got = perplexity.log_softmax(model.logits(ids))
+    kl = (np.exp(want) * (want - got)).sum(axis=1)
+    same = got.argmax(1) == want.argmax(1)
+    other = perplexity.log_softmax(refimpl.load(TINY).logits(ids))  # how far quantization itself goes
+    far = (np.exp(want) * (want - other)).sum(axis=1)
+    error, equal = kl.std() / len(kl) ** 0.5, (got == want).all(axis=1).mean()
+    print(f"{file}: KL {kl.mean():.2e} ± {error:.1e}, same top-1 {same.mean():.3f}, equal rows {equal:.3f}")
+    print(f"{file}: KL of the unquantized model {far.mean():.2e}")
+    assert kl.mean() < far.mean() / 4 and same.mean() > 0.97
