@@ -16,12 +16,14 @@ from refimpl.arith.simd_lanes import (
     first,
     high_half,
     join,
+    lookup,
     low_half,
     lowest_lane,
     mask_bits,
     narrow_half_by_bits,
     permutation,
     reinterpret,
+    staircase,
     widen_half_by_bits,
 )
 from refimpl.arith.simd_memory import (
@@ -378,3 +380,29 @@ def test_the_first_nan_or_infinity_is_found(at, bad):
     out = np.empty(10_000, np.float32)
     assert widen_bf16s(bits, out) == at == find_not_finite(out)
     assert np.array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+TABLE = tuple(range(-128, 112, 15))
+READ = lookup(TABLE)
+STEPS = ((-2.5, 3.0), (0.0, 1.0), (0.25, 7.0))
+DESCEND = staircase(9.0, STEPS)
+
+
+def test_a_table_is_looked_up_in_every_lane():
+    @jit
+    def run(codes, out):
+        store(out, 0, READ(load(codes, 0, 16)))
+
+    codes, out = np.random.default_rng(1).permutation(16).astype(np.uint8), np.zeros(16, np.int8)
+    run(codes, out)
+    assert out.tolist() == [TABLE[c] for c in codes]
+
+
+def test_a_staircase_descends_below_its_thresholds_and_nan_stays_on_top():
+    @jit
+    def run(x, out):
+        store(out, 0, DESCEND(load(x, 0, 8)))
+
+    x, out = np.float32([-9, -2.5, -1, -0.0, 0.1, 0.25, np.inf, np.nan]), np.zeros(8, np.float32)
+    run(x, out)
+    assert out.tolist() == [9 - sum(h for t, h in STEPS if v < t) for v in x]

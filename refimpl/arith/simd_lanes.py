@@ -84,6 +84,48 @@ def constants(dtype: str, values: Sequence[float]) -> Any:
     return primitive(constant)
 
 
+def lookup(values: Sequence[int]) -> Any:
+    """A kernel function: uint8 lanes 0..15 -> int8 lanes values[lane]. The table is compiled in, as 15 selects."""
+
+    def look(tc: Any, codes: Any) -> Any:
+        vector = Vector(types.int8, codes.n)
+
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            level = [ir.Constant(vector.llvm, [v] * codes.n) for v in values]
+            for bit in range(4):
+                ones = ir.Constant(codes.llvm, [1 << bit] * codes.n)
+                mask = builder.icmp_unsigned("==", builder.and_(args[0], ones), ones)
+                pairs = zip(level[::2], level[1::2], strict=True)
+                level = [builder.select(mask, odd, even) for even, odd in pairs]
+            return level[0]
+
+        return vector(codes), emit
+
+    return primitive(look)
+
+
+def staircase(top: float, steps: Sequence[tuple[float, float]]) -> Any:
+    """A kernel function of float32 lanes v: top, less the height of every (threshold, height) that v is below of.
+
+    NaN is below of nothing. All heights are integers, so that their order does not matter.
+    """
+
+    def descend(tc: Any, x: Any) -> Any:
+        def constant(value: float) -> Any:
+            return ir.Constant(x.llvm, [value] * x.n)
+
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            result, zero = constant(top), constant(0.0)
+            for threshold, height in steps:
+                below = builder.fcmp_ordered("<", args[0], constant(threshold))
+                result = builder.fsub(result, builder.select(below, constant(height), zero))
+            return result
+
+        return x(x), emit
+
+    return primitive(descend)
+
+
 @primitive
 def join(tc: Any, x: Any, y: Any) -> Any:
     """Twice the lanes: those of x, then those of y."""

@@ -139,12 +139,13 @@ Q6_K = Format(
     steps=63,
 )
 
-IQ4_NL = Format(20, "iq4_nl", 32, _block(("d", "<f2"), ("qs", "u1", 16)), steps=10)
+IQ4_NL = Format(20, "iq4_nl", 32, _block(("d", "<f2"), ("qs", "u1", 16)), tuned=CODEC, steps=10)
 IQ4_XS = Format(
     23,
     "iq4_xs",
     256,
     _block(("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)),
+    tuned=CODEC,
     steps=10,
 )
 TQ1_0 = Format(
@@ -152,24 +153,55 @@ TQ1_0 = Format(
     "tq1_0",
     256,
     _block(("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")),
+    tuned=("dequantize",),
     weighed=False,
     steps=2,
     error_limit=3.0,
 )
 TQ2_0 = Format(
-    35, "tq2_0", 256, _block(("qs", "u1", 64), ("d", "<f2")), weighed=False, steps=2, error_limit=3.0
+    35,
+    "tq2_0",
+    256,
+    _block(("qs", "u1", 64), ("d", "<f2")),
+    tuned=("dequantize",),
+    weighed=False,
+    steps=2,
+    error_limit=3.0,
 )
 MXFP4 = Format(
-    39, "mxfp4", 32, _block(("e", "u1"), ("qs", "u1", 16)), weighed=False, steps=6, error_limit=25.0
+    39,
+    "mxfp4",
+    32,
+    _block(("e", "u1"), ("qs", "u1", 16)),
+    tuned=CODEC,
+    weighed=False,
+    steps=6,
+    error_limit=25.0,
 )
 NVFP4 = Format(
-    40, "nvfp4", 64, _block(("d", "u1", 4), ("qs", "u1", 32)), weighed=False, steps=6, error_limit=25.0
+    40,
+    "nvfp4",
+    64,
+    _block(("d", "u1", 4), ("qs", "u1", 32)),
+    tuned=CODEC,
+    weighed=False,
+    steps=6,
+    error_limit=25.0,
 )
 
 Q1_0 = Format(
     41, "q1_0", 128, _block(("d", "<f2"), ("qs", "u1", 16)), weighed=False, steps=1, error_limit=3.0
 )
-Q2_0 = Format(42, "q2_0", 64, _block(("d", "<f2"), ("qs", "u1", 16)), weighed=False, steps=2, error_limit=3.0)
+Q2_0 = Format(
+    42,
+    "q2_0",
+    64,
+    _block(("d", "<f2"), ("qs", "u1", 16)),
+    tuned=("dequantize",),
+    weighed=False,
+    steps=2,
+    error_limit=3.0,
+)
 
 # The codebook types: a group of 4 or 8 weights is the number of a point of a grid (grids.py).
 IQ2_XXS = Format(16, "iq2_xxs", 256, _block(("d", "<f2"), ("qs", "<u2", 32)))
