@@ -15,7 +15,7 @@ from refimpl.arith.builds import list_builds
 from refimpl.cli.main import run
 from refimpl.crosscheck.native_symbols import partner_of
 from refimpl.crosscheck.vectors import write_vectors
-from refimpl.quants.formats import activations, formats
+from refimpl.quants.formats import CODEBOOKS, activations, formats
 from tests.bits import assert_same_bits
 
 HEADS = ["id", "op", "format", "text", "function", "equality", "rows", "n"]
@@ -67,6 +67,8 @@ def test_every_format_has_its_cases(folder: Path) -> None:
         if name == "f32":
             continue
         assert ("decode", name, "any") in have
+        if fmt in CODEBOOKS:  # decode alone: their encoders refuse some of the weights of the other formats
+            continue
         assert {("encode", name, build) for build in list_builds(name)} <= have
         weighed = [c for c in cases if (c["op"], c["format"]) == ("encode", name) and c["y_file"] != "-"]
         assert bool(weighed) == (fmt.weighed and fmt.weights > 1), name

@@ -5,8 +5,11 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from refimpl import quants
 from refimpl.quants import grids
 from refimpl.quants.formats import CODEBOOKS, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, Format
+from tests.hard_weights import draw_cases
+from tests.weights import gaussian, least_importance
 
 SIZES = {"iq2_xxs": (256, 8), "iq2_xs": (512, 8), "iq2_s": (1024, 8), "iq3_xxs": (256, 4), "iq3_s": (512, 4)}
 
@@ -139,3 +142,71 @@ def test_sizes_are_the_ones_of_gguf(fmt: Format) -> None:
 
     kind = GGMLQuantizationType(fmt.id)
     assert (fmt.weights, fmt.block.itemsize) == GGML_QUANT_SIZES[kind] and kind.name.lower() == fmt.name
+
+
+def encode(module: str, fmt: Format, x: np.ndarray, imatrix: np.ndarray, out: np.ndarray) -> int:
+    """Encode with one imatrix row for every two rows; the block that is refused, or -1."""
+    try:
+        import_module(f"refimpl.quants.{fmt.name}_{module}").quantize(x, imatrix, 2, out)
+    except grids.Refused as error:
+        return error.block
+    return -1
+
+
+@pytest.mark.parametrize("fmt", [f for f in CODEBOOKS if f.tuned], ids=lambda fmt: fmt.name)
+def test_vectors_encode_as_the_portable_kernel_does(fmt: Format) -> None:
+    """Odd alignments; NaN round the inputs would spread, canaries round the outputs would be overwritten."""
+    refused = set()
+    for k, (name, x, imatrix) in enumerate(draw_cases(rows=4, n=512, seed=3)):
+        if (not len(imatrix) and fmt.needy) or k % 7:
+            continue
+        got, want = np.full((2, 4 + 2, fmt.row_bytes(512)), 0xA5, np.uint8)
+        memory = np.full(x.size + imatrix.size + 48, np.nan, np.float32)
+        inner, weights = memory[17 : 17 + x.size].reshape(x.shape), memory[x.size + 32 :][: imatrix.size]
+        inner[:], weights[:] = x, imatrix.reshape(-1)
+        ends = (
+            encode("simd", fmt, inner, weights.reshape(imatrix.shape), got[1:5]),
+            encode("jit", fmt, x, imatrix, want[1:5]),
+        )
+        assert ends[0] == ends[1], name
+        refused.add(ends[0] >= 0)
+        assert (got[[0, 5]] == 0xA5).all()
+        if ends[0] < 0:
+            assert np.array_equal(got, want), name
+    assert refused == {False, True}
+
+
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_weights_that_overflow_are_named(fmt: Format) -> None:
+    """IQ2_XXS and IQ1 give up such a block and write zeros (IQ1_M aborts only beyond what a sum of 256 holds)."""
+    x = gaussian(np.random.default_rng(6), 3, 1024)
+    x[2, 300] = 1e30
+    gives_up = fmt.name in ("iq2_xxs", "iq1_s", "iq1_m")
+    for reference in (False, True):
+        if gives_up:
+            raw = quants.quantize(x, fmt, np.ones(1024, np.float32), reference=reference)
+            assert not quants.scale_defects(raw, fmt)[:2].any()
+            continue
+        with pytest.raises(quants.TooLarge, match="weights from row 2, column 256 on are so large") as caught:
+            quants.quantize(x, fmt, np.ones(1024, np.float32), reference=reference)
+        assert (caught.value.row, caught.value.column) == (2, 256)
+
+
+def test_iq3_s_moves_what_follows_a_group_of_zeros() -> None:
+    """ggml's own slip, byte for byte: the points behind 32 zeros are stored where those of the zeros belong."""
+    x = gaussian(np.random.default_rng(7), 1, 256)
+    x[0, 32:64] = 0
+    raw = quants.quantize(x, "iq3_s")
+    y = quants.dequantize(raw, "iq3_s")
+    assert np.corrcoef(y[0, :32], x[0, :32])[0, 1] > 0.9
+    assert abs(np.corrcoef(y[0, 64:], x[0, 64:])[0, 1]) < 0.5
+    block = raw.view(IQ3_S.block)[0, 0]
+    assert not block["qs"][56:].any() and not block["signs"][28:].any()
+
+
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_a_round_trip_keeps_most_of_the_weights(fmt: Format) -> None:
+    x = gaussian(np.random.default_rng(8), 4, 2048)
+    y = quants.dequantize(quants.quantize(x, fmt, least_importance(fmt.name, 2048)), fmt)
+    error = np.linalg.norm(y - x) / np.linalg.norm(x)
+    assert error < {"iq1": 0.6, "iq2": 0.4, "iq3": 0.25}[fmt.name[:3]]

@@ -9,7 +9,7 @@ from refimpl.arith import bits
 from refimpl.quants import NotFinite, q4_k, q6_k
 from refimpl.quants.formats import formats, known
 from tests.bits import assert_same_bits
-from tests.weights import gaussian
+from tests.weights import gaussian, least_importance
 
 CODED = [name for name, fmt in formats.items() if fmt.weights > 1]
 BOTH = pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
@@ -247,7 +247,9 @@ def test_q5_0_plain_rounds_a_half_up(reference: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("fmt", CODED)
 def test_zeros_encode_to_zeros(fmt: str, reference: bool) -> None:
-    raw = quants.quantize(np.zeros((2, 512), np.float32), fmt, reference=reference)
+    raw = quants.quantize(
+        np.zeros((2, 512), np.float32), fmt, least_importance(fmt, 512), reference=reference
+    )
     assert not quants.dequantize(raw, fmt).any()
 
 
@@ -258,7 +260,7 @@ def test_a_weight_that_is_not_finite_is_named(fmt: str, value: float, reference:
     x = np.ones((2, 3, 512), np.float32)
     x[1, 2, 300] = value
     with pytest.raises(NotFinite, match="row 5, column 300") as error:
-        quants.quantize(x, fmt, reference=reference)
+        quants.quantize(x, fmt, least_importance(fmt, 512), reference=reference)
     assert (error.value.row, error.value.column) == (5, 300)
 
 
@@ -267,11 +269,11 @@ def test_a_weight_that_is_not_finite_is_named(fmt: str, value: float, reference:
 def test_bf16_bits_encode_as_the_weights_they_stand_for(fmt: str, reference: bool) -> None:
     x = bits.decode_bf16(bits.encode_bf16(gaussian(np.random.default_rng(3), 10, 512)))
     narrow = bits.encode_bf16(x)
-    want = quants.quantize(x, fmt, reference=reference)
-    assert_same_bits(quants.quantize(narrow, fmt, reference=reference), want)
+    want = quants.quantize(x, fmt, least_importance(fmt, 512), reference=reference)
+    assert_same_bits(quants.quantize(narrow, fmt, least_importance(fmt, 512), reference=reference), want)
     narrow[4, 100] = 0xFF80
     with pytest.raises(NotFinite, match="row 4, column 100 is -inf"):
-        quants.quantize(narrow, fmt, reference=reference)
+        quants.quantize(narrow, fmt, least_importance(fmt, 512), reference=reference)
 
 
 @pytest.mark.parametrize(
@@ -348,21 +350,27 @@ def test_bytes_that_are_no_whole_block_are_refused() -> None:
 def test_shapes_strides_and_outputs(fmt: str, reference: bool) -> None:
     """Any leading axes, views with steps, empty arrays and the caller's own buffer give the same rows."""
     x = gaussian(np.random.default_rng(1), 12, 512)
-    raw = quants.quantize(x, fmt, reference=reference)
+    raw = quants.quantize(x, fmt, least_importance(fmt, 512), reference=reference)
     y = quants.dequantize(raw, fmt, reference=reference)
     cube = x.reshape(2, 3, 2, 512)
-    assert_same_bits(quants.quantize(cube, fmt, reference=reference), raw.reshape(2, 3, 2, -1))
-    assert_same_bits(quants.quantize(x[::2], fmt, reference=reference), raw[::2])
-    assert_same_bits(quants.quantize(x[3], fmt, reference=reference), raw[3])
-    assert_same_bits(quants.quantize(np.asfortranarray(x), fmt, reference=reference), raw)
+    assert_same_bits(
+        quants.quantize(cube, fmt, least_importance(fmt, 512), reference=reference), raw.reshape(2, 3, 2, -1)
+    )
+    assert_same_bits(quants.quantize(x[::2], fmt, least_importance(fmt, 512), reference=reference), raw[::2])
+    assert_same_bits(quants.quantize(x[3], fmt, least_importance(fmt, 512), reference=reference), raw[3])
+    assert_same_bits(
+        quants.quantize(np.asfortranarray(x), fmt, least_importance(fmt, 512), reference=reference), raw
+    )
     assert_same_bits(quants.dequantize(raw[::2], fmt, reference=reference), y[::2])
     assert_same_bits(quants.dequantize(raw[3], fmt, reference=reference), y[3])
     for shape in ((0, 512), (3, 0), (2, 0, 512)):
-        nothing = quants.quantize(np.zeros(shape, np.float32), fmt, reference=reference)
+        nothing = quants.quantize(
+            np.zeros(shape, np.float32), fmt, least_importance(fmt, shape[-1]), reference=reference
+        )
         assert nothing.shape == (*shape[:-1], formats[fmt].row_bytes(shape[-1]))
         assert quants.dequantize(nothing, fmt, reference=reference).shape == shape
     out = np.full((12, 2, raw.shape[1]), 0xAA, np.uint8)
-    assert quants.quantize(x, fmt, reference=reference, out=out[:, 1]).base is out
+    assert quants.quantize(x, fmt, least_importance(fmt, 512), reference=reference, out=out[:, 1]).base is out
     assert_same_bits(out[:, 1], raw)
     assert (out[:, 0] == 0xAA).all()
     values = np.full((12, 1024), np.nan, np.float32)
@@ -377,7 +385,7 @@ def test_an_imatrix_row_for_all_equals_the_same_row_for_each(fmt: str) -> None:
     x, row = gaussian(rng, 6, 512).reshape(3, 2, 512), rng.random(512).astype(np.float32)
     want = quants.quantize(x, fmt, row)
     assert_same_bits(quants.quantize(x, fmt, np.repeat(row[None], 3, 0)), want)
-    plain = quants.quantize(x, fmt)
+    plain = quants.quantize(x, fmt, least_importance(fmt, 512))
     assert (plain == want).all() if not formats[fmt].weighed else (plain != want).any()
 
 

@@ -6,7 +6,6 @@ collection.
 """
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,21 @@ from hypothesis.extra import numpy as hnp
 from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
 from refimpl.model import norm
-from refimpl.quants import deviation, floats, fp4, grids, iq4, lines, q4_1, q5_0, rounding, search, ternary
+from refimpl.quants import (
+    deviation,
+    floats,
+    fp4,
+    grid_search,
+    grids,
+    iq4,
+    lines,
+    q4_1,
+    q5_0,
+    rounding,
+    search,
+    ternary,
+    ternary_search,
+)
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Q4_1, Q5_1, Format, find_reference, formats
 from tests.bits import assert_same_bits
 from tests.dots_twins import CASES as DOTS
@@ -29,7 +42,7 @@ from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_we
 
 Array = np.ndarray[Any, Any]
 Pairs = Iterator[tuple[str, Array, Array]]  # what, got, want
-CODED = [fmt for fmt in formats.values() if fmt.weights > 1]
+CODED = [fmt for fmt in formats.values() if fmt.weights > 1 and fmt not in CODEBOOKS]
 
 
 def poison(shape: tuple[int, ...] | int, dtype: Any) -> Array:
@@ -82,26 +95,84 @@ def check_codec(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
 
 
 def check_codebook(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
-    """Decode of a format whose codes are numbers of points."""
-    reference = import_module(f"refimpl.quants.{fmt.name}")
+    """Decode of a codebook format, and in some examples encode: these references are slow."""
+    share = (0.02 if fmt.name.startswith("iq1") else 0.05) if numba.config.DISABLE_JIT else 0.2
 
     def check(twin: ModuleType, draw: "Draw") -> Pairs:
         raw = draw.bytes((draw.rows, 2 * fmt.block.itemsize))
         y = poison((draw.rows, 2 * fmt.weights), np.float32)
-        twin.dequantize(raw, y)
-        yield (
-            "dequantize any bytes",
-            y,
-            reference.dequantize(raw.view(fmt.block).reshape(-1)).reshape(y.shape),
-        )
+        if hasattr(twin, "dequantize"):
+            twin.dequantize(raw, y)
+            want = find_reference(fmt).dequantize(raw.view(fmt.block).reshape(-1)).reshape(y.shape)
+            yield "dequantize any bytes", y, want
+        if hasattr(twin, "quantize") and draw.rng.random() < share:
+            draw.rows = 1
+            x = draw.weights(fmt.weights)
+            rows = draw.imatrix[:1] if draw.imatrix is not None else None
+            rows = np.ones_like(x) if rows is None and fmt.needy else rows
+            out = poison((1, fmt.block.itemsize), np.uint8)
+            experts = np.empty((0, fmt.weights), np.float32) if rows is None else rows
+            yield "quantize", *encode_or_refuse(twin, fmt, x, rows, experts, out)
 
     return check
+
+
+def encode_or_refuse(
+    twin: ModuleType, fmt: Format, x: Array, rows: Array | None, experts: Array, out: Array
+) -> tuple[Array, Array]:
+    """The bytes of kernel and reference, or the block that each of them refuses."""
+    try:
+        want = find_reference(fmt).quantize(x, rows).view(np.uint8)
+    except grids.Refused as error:
+        with pytest.raises(grids.Refused) as caught:
+            twin.quantize(x, experts, 1, out)
+        return np.array(caught.value.block), np.array(error.block)
+    twin.quantize(x, experts, 1, out)
+    return out, want
 
 
 def check_grids(twin: ModuleType, draw: "Draw") -> Pairs:
     seven = np.arange(128)
     got = np.array([twin.complete_signs(int(s)) for s in seven], np.uint8)
     yield "complete_signs", got, grids.complete_signs(seven)
+
+
+def check_grid_search(twin: ModuleType, draw: "Draw") -> Pairs:
+    """The parts; whole searches run as the formats' encoders."""
+    x, mean = draw.weights(256)[:1], np.float32(draw.rng.random())
+    imatrix = np.abs(draw.weights(256)[:1])
+    yield "mean_square", np.float32([twin.mean_square(x[0], 2)]), grid_search.mean_squares(x, 2)[:, 0]
+    for name, plan in grids.PLANS.items():
+        group, signs = twin.make_group(plan), poison(plan.sub // 8, np.uint8)
+        part, n = x[:, : plan.sub], plan.sub
+        for row in (imatrix[0], imatrix[0, :0]):
+            twin.weigh(plan, part[0], row[:n], mean, group)
+            want = grid_search.weigh(x, imatrix if row.size else None, np.float32([[mean]]), plan.quarter)
+            yield f"weigh {name}", group.weights, want[0, :n]
+        (twin.split_even_signs if plan.even else twin.split_signs)(part[0], group, signs)
+        split = (
+            grid_search.split_even_signs(part, want[:, :n]) if plan.even else grid_search.split_signs(part)
+        )
+        yield f"values {name}", group.values, split[0][0]
+        yield f"signs {name}", signs, split[1][0]
+    scales = np.abs(draw.weights(256)[0, :16])
+    step, codes = grid_search.round_scales(scales[None], 16)
+    yield "find_step", np.float32([twin.find_step(scales, 16)]), step
+    if scales.max() > 0:
+        inverse = np.float32(1) / step[0]
+        yield "round_scale", np.int32([[twin.round_scale(v, inverse, 16) for v in scales]]), codes
+
+
+def check_ternary_search(twin: ModuleType, draw: "Draw") -> Pairs:
+    search = twin.make_search(32)
+    search.x[:] = draw.weights(256)[0, :32]
+    order, _ = ternary_search.sort_sums(search.x[None], np.abs(search.x[None]))
+    twin.sort(search)
+    yield "sort", search.order, order[0].astype(np.int32)
+    first, second = sorted(draw.rng.integers(0, 33, 2).tolist())
+    twin.cut(search, first, second)
+    want = ternary_search.cut(search.x[None], order, np.array([first]), np.array([second]))
+    yield "cut", search.codes, want[0].astype(np.uint8)
 
 
 def check_bits(twin: ModuleType, draw: "Draw") -> Pairs:
@@ -338,6 +409,8 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.floats": check_floats,
     "quants.search": check_search,
     "quants.grids": check_grids,
+    "quants.grid_search": check_grid_search,
+    "quants.ternary_search": check_ternary_search,
     "quants.deviation": check_deviation,
     "quants.rounding": check_rounding,
     "quants.fp4": check_fp4,

@@ -18,7 +18,14 @@ PACKAGE = Path(refimpl.__file__).parent
 # Modules that end like a twin but hold parts of others: test_simd or the formats prove them. A _simd module
 # without a reference of its name is such a part anyway.
 PARTS = frozenset(
-    {"quants.search_simd", "quants.rounding_simd", "quants.fp4_simd", "quants.iq4_simd", "arith.bits_simd"}
+    {
+        "quants.grid_search_simd",
+        "quants.search_simd",
+        "quants.rounding_simd",
+        "quants.fp4_simd",
+        "quants.iq4_simd",
+        "arith.bits_simd",
+    }
 )
 
 

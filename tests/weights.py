@@ -6,6 +6,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from refimpl.quants.formats import formats
+
 Floats = NDArray[np.float32]
 SUB = 16  # the smallest group that any format scales on its own
 
@@ -118,3 +120,8 @@ def make_weights(kind: str, rng: Generator, rows: int, n: int) -> Floats:
 def make_importance(kind: str, rng: Generator, n: int) -> Floats | None:
     """One imatrix row of one kind: [n] float32, finite and not negative; None for `none`."""
     return IMPORTANCES[kind](rng, n)
+
+
+def least_importance(fmt: str, n: int) -> Floats | None:
+    """No imatrix, or ones [n] where the format does not go without."""
+    return np.ones(n, np.float32) if formats[fmt].needy else None

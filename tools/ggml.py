@@ -35,6 +35,7 @@ def quantize(
         convert.restype, convert.argtypes = None, [c.c_void_p, c.c_void_p, c.c_int64]
         convert(x.ctypes.data, out.ctypes.data, x.size)
         return out
+    LIBRARY.ggml_quantize_init(find_codec(fmt).id)  # the codebooks' neighbours, once: it takes seconds
     encode = getattr(LIBRARY, f"quantize_{native_name(fmt)}")
     encode.restype, encode.argtypes = c.c_size_t, [c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p]
     if imatrix is not None:

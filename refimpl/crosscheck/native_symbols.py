@@ -14,7 +14,7 @@ Source: ggml-quants.h, ggml-cpu/quants.h and ggml.h, llama.cpp 0c1e570.
 import re
 from dataclasses import dataclass
 
-from refimpl.quants.formats import Format, activations, formats
+from refimpl.quants.formats import CODEBOOKS, Format, activations, formats
 
 FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
     "decode": {
@@ -55,7 +55,9 @@ def list_symbols() -> list[Symbol]:
     found = []
     for name, fmt in formats.items():
         own = spell(name)
-        if fmt.weights > 1:
+        if fmt in CODEBOOKS:  # their encoders abort without ggml_quantize_init, and on weights that overflow
+            found.append(Symbol(f"dequantize_row_{own}", "decode", fmt))
+        elif fmt.weights > 1:
             found += [
                 Symbol(f"dequantize_row_{own}", "decode", fmt),
                 Symbol(f"quantize_{own}", "encode", fmt),

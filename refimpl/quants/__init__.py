@@ -5,6 +5,7 @@ the NumPy text; otherwise the tuned kernel does the work, or the portable one (f
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from types import MappingProxyType
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from refimpl.arith.builds import BUILDS, SITED, Build, find_build
 from refimpl.quants.checks import NEAREST, ROW_ERRORS, compare, nearest, read_scales, scale_defects
 from refimpl.quants.formats import Format, find_codec, find_kernel, find_reference
+from refimpl.quants.grids import Refused
 
 __all__ = [
     "BUILDS",
     "NEAREST",
     "ROW_ERRORS",
     "NotFinite",
+    "TooLarge",
     "compare",
     "dequantize",
     "nearest",
@@ -44,6 +47,19 @@ class NotFinite(ValueError):
         super().__init__(f"weight at row {row}, column {column} is {value}")
 
 
+class TooLarge(NotFinite):
+    """Weights, times their importance, so large that the sums of a codebook's search overflow: ggml aborts on them.
+
+    row and column are those of the block's first weight.
+    """
+
+    def __init__(self, row: int, column: int) -> None:
+        self.row, self.column = row, column
+        ValueError.__init__(
+            self, f"weights from row {row}, column {column} on are so large that ggml aborts on their block"
+        )
+
+
 def quantize(
     x: Array,
     fmt: str | Format,
@@ -60,11 +76,13 @@ def quantize(
     out     : [..., bytes] uint8, or None: a new array
     return  : [..., bytes] uint8
 
-    Raises: NotFinite for NaN or infinity in x; ValueError or TypeError for shapes and types that do not fit, and for a
-    build that is not known.
+    Raises: NotFinite for NaN or infinity in x; TooLarge where ggml aborts; ValueError where the format needs an
+    imatrix; ValueError or TypeError for shapes and types that do not fit, and for a build that is not known.
     """
     fmt = find_codec(fmt)
     choices = find_build(build, fmt.name)
+    if fmt.needy and imatrix is None:
+        raise ValueError(f"{fmt.name} needs an imatrix: ggml does not encode it without one")
     _check(x, "x", (np.float32, np.uint16), 1)
     size = fmt.row_bytes(x.shape[-1])
     rows = np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
@@ -86,9 +104,19 @@ def _quantize_by_reference(rows: Array, fmt: Format, importance: Array, out: Arr
         out[:] = np.ascontiguousarray(floats.quantize(rows, fmt)).view(np.uint8)
         return
     weights = importance[np.arange(len(rows)) // per_expert] if len(importance) else None
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), _placing(fmt, rows, 0):
         blocks = find_reference(fmt).quantize(rows, weights, *_pass(build, fmt))
     out[:] = blocks.view(np.uint8)
+
+
+@contextmanager
+def _placing(fmt: Format, rows: Array, start: int) -> Iterator[None]:
+    """Say at which row and column a block lies that the encoder refuses; `start` is the first row's index."""
+    try:
+        yield
+    except Refused as error:
+        row, block = divmod(error.block, rows.shape[1] // fmt.weights)
+        raise TooLarge(start + row, block * fmt.weights) from error
 
 
 def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, out: Array, build: Build) -> None:
@@ -98,7 +126,8 @@ def _quantize_by_kernel(rows: Array, fmt: Format, importance: Array, out: Array,
     room = allocate((min(most, len(rows)), n), np.float32) if rows.dtype == np.uint16 else None
     for part, some in _cut(per_expert, experts, most):
         x = _widen(rows[part], part.start, room, "refimpl.arith.bits_simd")
-        _encode(x, fmt, importance[some], per_expert, out[part], build)
+        with _placing(fmt, x, part.start):
+            _encode(x, fmt, importance[some], per_expert, out[part], build)
 
 
 def _cut(per_expert: int, experts: int, most: int) -> Iterator[tuple[slice, slice]]:
@@ -199,7 +228,7 @@ def _importance(shape: tuple[int, ...], imatrix: Array | None) -> NDArray[np.flo
         raise ValueError(f"imatrix of shape {imatrix.shape} does not fit weights of shape {shape}")
     if not np.isfinite(imatrix).all():
         raise ValueError("imatrix holds NaN or infinity")
-    return np.ascontiguousarray(imatrix).reshape(-1, n)
+    return np.ascontiguousarray(imatrix).reshape(shape[0] if stacked else 1, n)
 
 
 def _widen(rows: Array, start: int, room: Array | None, bits: str) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ class Format:
     tuned       : the JOBS that X_simd.py does; X_jit.py does the others
     ruled       : do the codes follow from the stored scales (X.measure_codes), whatever search found those?
     weighed     : does an imatrix change what the encoder writes?
+    needy       : does ggml refuse to encode without one?
     steps       : the width of the range of values, in (the widest) steps from one code to the next
     error_limit : times the plain encoder's squared error that another search explains for one block; files
                   that llama-quantize made with an imatrix come to 50 times (k-quants: 20) where one column in
@@ -39,6 +40,7 @@ class Format:
     tuned: tuple[str, ...] = ()
     ruled: bool = True
     weighed: bool = True
+    needy: bool = False
     steps: int = 0
     error_limit: float = 100.0
 
@@ -203,19 +205,61 @@ Q2_0 = Format(
     error_limit=3.0,
 )
 
-# The codebook types: a group of 4 or 8 weights is the number of a point of a grid (grids.py).
-IQ2_XXS = Format(16, "iq2_xxs", 256, _block(("d", "<f2"), ("qs", "<u2", 32)))
-IQ2_XS = Format(17, "iq2_xs", 256, _block(("d", "<f2"), ("qs", "<u2", 32), ("scales", "u1", 8)))
-IQ3_XXS = Format(18, "iq3_xxs", 256, _block(("d", "<f2"), ("qs", "u1", 96)))
-IQ1_S = Format(19, "iq1_s", 256, _block(("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8)))
+# The codebook types: a group of 4 or 8 weights is the number of a point of a grid (grids.py). Which point depends on
+# the imatrix, so no rule checks it; what is known without it are the signs.
+IQ2_XXS = Format(
+    16,
+    "iq2_xxs",
+    256,
+    _block(("d", "<f2"), ("qs", "<u2", 32)),
+    tuned=("quantize",),
+    ruled=False,
+    needy=True,
+    steps=4,
+)
+IQ2_XS = Format(
+    17,
+    "iq2_xs",
+    256,
+    _block(("d", "<f2"), ("qs", "<u2", 32), ("scales", "u1", 8)),
+    tuned=("quantize",),
+    ruled=False,
+    needy=True,
+    steps=4,
+)
+IQ3_XXS = Format(
+    18, "iq3_xxs", 256, _block(("d", "<f2"), ("qs", "u1", 96)), tuned=("quantize",), ruled=False, steps=12
+)
+IQ1_S = Format(
+    19,
+    "iq1_s",
+    256,
+    _block(("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8)),
+    ruled=False,
+    needy=True,
+    steps=2,
+)
 IQ3_S = Format(
     21,
     "iq3_s",
     256,
     _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("signs", "u1", 32), ("scales", "u1", 4)),
+    tuned=("quantize",),
+    ruled=False,
+    steps=15,
 )
-IQ2_S = Format(22, "iq2_s", 256, _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("scales", "u1", 8)))
-IQ1_M = Format(29, "iq1_m", 256, _block(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)))
+IQ2_S = Format(
+    22,
+    "iq2_s",
+    256,
+    _block(("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("scales", "u1", 8)),
+    tuned=("quantize",),
+    ruled=False,
+    steps=4,
+)
+IQ1_M = Format(
+    29, "iq1_m", 256, _block(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)), ruled=False, steps=2
+)
 CODEBOOKS = (IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M)
 
 # Activations, quantized before a dot product (refimpl.dots): never the type of a tensor, so not in the table below.
@@ -248,6 +292,7 @@ formats = MappingProxyType(
             NVFP4,
             Q1_0,
             Q2_0,
+            *CODEBOOKS,
         )
     }
 )

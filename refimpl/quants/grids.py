@@ -18,6 +18,54 @@ Bytes = NDArray[np.uint8]
 NEAR = MappingProxyType({"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3, "iq1_s": 3})
 
 
+# What a second search does: only points that had to move; all, where any had to; all, always.
+MOVED, ANY, ALL = 0, 1, 2
+
+LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+class Refused(ValueError):
+    """ggml aborts on this block: its error sums overflow, or its scale is NaN. Blocks are counted over all rows."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        super().__init__(f"block {block}: weights so large, times their importance, that no point fits")
+
+
+def refuse(block: int) -> None:
+    """Raise Refused for this block; -1: none."""
+    if block >= 0:
+        raise Refused(block)
+
+
+class Plan(NamedTuple):
+    """How ggml searches the scale and the points of one of the IQ2 and IQ3 formats."""
+
+    sub: int  # weights that share a scale
+    width: int  # weights of a point
+    levels: int  # codes 0..levels-1 stand for 1, 3, 5...
+    even: bool  # has each eight an even number of minus signs?
+    times: int  # a weight counts importance * sqrt(times * mean square of the block + x^2)
+    quarter: bool  # without an imatrix: mean / 4 + x^2 instead of x^2
+    epsilon: np.float32  # a group whose peak lies below this is zero
+    free: bool  # does a search without the grid find the first scale, instead of the peak?
+    steps: int  # trial scales to either side of it
+    step: np.float32  # from one to the next, in the inverse
+    again: int  # MOVED, ANY or ALL
+
+
+_F = np.float32
+PLANS = MappingProxyType(
+    {
+        "iq2_xxs": Plan(32, 8, 3, True, 1, False, _F(1e-15), True, 6, _F(0.1), ALL),
+        "iq2_xs": Plan(16, 8, 3, True, 1, False, _F(1e-15), False, 9, _F(0.1), MOVED),
+        "iq2_s": Plan(16, 8, 3, False, 2, True, _F(1e-8), False, 9, _F(0.1), MOVED),
+        "iq3_xxs": Plan(32, 4, 8, True, 2, False, _F(1e-8), False, 15, _F(0.2), MOVED),
+        "iq3_s": Plan(32, 4, 8, False, 2, False, _F(2.0**-149), False, 9, _F(0.2), ANY),  # only 0 lies below
+    }
+)
+
+
 class Grid(NamedTuple):
     """The points of one codebook. IQ1_M uses that of IQ1_S."""
 

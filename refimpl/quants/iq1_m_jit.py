@@ -5,11 +5,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits_jit import decode_half
+from refimpl.arith.bits_jit import decode_half, encode_half
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import IQ1_M
-from refimpl.quants.grids import load_grid
+from refimpl.quants.grid_search_jit import find_step, mean_square, round_scale
+from refimpl.quants.grids import load_grid, refuse
 from refimpl.quants.grids_jit import read_word, write_shifted
+from refimpl.quants.ternary_search_jit import (
+    LEAST,
+    SHIFT,
+    Search,
+    cut,
+    find_size,
+    make_search,
+    snap,
+    sort,
+    turn,
+)
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -17,7 +29,9 @@ Bytes = NDArray[np.uint8]
 WEIGHTS, BYTES = IQ1_M.weights, IQ1_M.block.itemsize
 QS, QH, SCALES = IQ1_M.offset("qs"), IQ1_M.offset("qh"), IQ1_M.offset("scales")
 POINTS = load_grid("iq1_s").points
-SHIFT = np.float32(0.125)
+SUB = 16  # weights that share a scale; each 8 of them have a shift
+ZERO, ONE = np.float32(0), np.float32(1)
+EPSILON, RAISED = np.float32(1e-7), np.float32(1.1125)
 
 
 @jit
@@ -48,3 +62,151 @@ def dequantize(raw: Bytes, out: Floats) -> None:
         for b in range(out.shape[1] // WEIGHTS):
             y = out[r, b * WEIGHTS : (b + 1) * WEIGHTS]
             dequantize_block(raw[r, b * BYTES : (b + 1) * BYTES], y)
+
+
+@jit
+def add_half(sums: Floats, j: int, i: int, h: int, term: Any) -> None:
+    """Carry the sums of half h past place j of the order, whose weight is i. sums : [17]."""
+    sums[j + 1] = sums[j] + (term if i // 8 == h else ZERO)  # CUT_SUM
+
+
+@jit
+def sum_half(s: Search, h: int, i: int, j: int, shift: Any) -> Any:
+    """Half h under one shift: sums of w q x and w q^2."""
+    a, b, top = shift - ONE, shift, shift + ONE
+    sum_x, sum_w = s.sums[h], s.sums[2 + h]
+    sum_qx = sum_x[SUB] * top - (sum_x[i] + sum_x[j])  # CUT_SQX
+    sum_q2 = sum_w[SUB] * top * top + sum_w[i] * (a * a - b * b) + sum_w[j] * (b * b - top * top)  # CUT_SQ2
+    return sum_qx, sum_q2
+
+
+@jit
+def find_cuts(s: Search, scale: Any) -> Any:
+    """Cut the group in three, under either shift of either half, where the error is least: s.codes and s.up.
+
+    return : scale, and whether any cut has a positive sum
+    """
+    sort(s)
+    for j in range(SUB):
+        i = s.order[j]
+        for h in range(2):
+            add_half(s.sums[h], j, i, h, s.weights[i] * s.x[i])
+            add_half(s.sums[2 + h], j, i, h, s.weights[i])
+    best, first, second, found = LEAST, -1, -1, 0
+    for i in range(SUB + 1):
+        for j in range(i, SUB + 1):
+            up0, up0_q2 = sum_half(s, 0, i, j, SHIFT)
+            down0, down0_q2 = sum_half(s, 0, i, j, -SHIFT)
+            up1, up1_q2 = sum_half(s, 1, i, j, SHIFT)
+            down1, down1_q2 = sum_half(s, 1, i, j, -SHIFT)
+            for k in range(4):
+                sum_qx = (up0 if k < 2 else down0) + (up1 if k % 2 == 0 else down1)
+                sum_q2 = (up0_q2 if k < 2 else down0_q2) + (up1_q2 if k % 2 == 0 else down1_q2)
+                if sum_q2 > ZERO and sum_qx * sum_qx > best * sum_q2:
+                    scale = sum_qx / sum_q2
+                    best = scale * sum_qx
+                    first, second, found = i, j, k
+    cut(s, first, second)
+    s.up[0], s.up[1] = 1 if found < 2 else 0, 1 - found % 2
+    return scale, first >= 0
+
+
+@jit
+def fit_sub(s: Search, block: Bytes, j: int) -> Any:
+    """Search 16 weights; write their numbers and shifts. return : scale >= 0, lost."""
+    size = find_size(s)
+    if size < EPSILON:
+        return ZERO, False
+    scale, some = find_cuts(s, size)
+    if not some:
+        return ZERO, False
+    if scale < ZERO:
+        turn(s)
+    scale, lost = snap(s, abs(scale))
+    for k in range(2):
+        block[QS + 2 * j + k] = s.numbers[k] & 255
+        block[QH + j] |= (int(s.numbers[k]) >> 8 | (0 if s.up[k] else 8)) << 4 * k
+    return scale, lost or not scale >= ZERO
+
+
+@jit
+def weigh_sub(x: Floats, imatrix: Floats, mean: Any, j: int, s: Search) -> None:
+    """Take 16 weights of a block and weigh them: imatrix * sqrt(mean + x^2), or x^2."""
+    for i in range(SUB):
+        v = x[SUB * j + i]
+        s.x[i] = v
+        s.weights[i] = imatrix[SUB * j + i] * np.sqrt(mean + v * v) if imatrix.size > 0 else v * v  # BLOCK_W
+
+
+@jit
+def quantize_block(x: Floats, imatrix: Floats, s: Search, scales: Floats, block: Bytes) -> bool:
+    """Encode one block. x : [256] float32; imatrix : [256] or [0]; block : [56] uint8, written; return : lost?"""
+    block[:] = 0
+    mean, lost = mean_square(x, 2), False
+    for j in range(WEIGHTS // SUB):
+        weigh_sub(x, imatrix, mean, j, s)
+        scales[j], gone = fit_sub(s, block, j)
+        lost |= gone
+    if scales.max() == ZERO:
+        for j in range(WEIGHTS // SUB):
+            block[QH + j] &= 0x77
+        return lost
+    write_scales(x, imatrix, mean, s, scales, block)
+    return lost
+
+
+@jit
+def write_scales(x: Floats, imatrix: Floats, mean: Any, s: Search, scales: Floats, block: Bytes) -> None:
+    """Write the scales, and the d that fits the block best under them."""
+    step = find_step(scales, 8)
+    inverse = ONE / step
+    sum_qx, sum_q2 = ZERO, ZERO
+    for j in range(WEIGHTS // SUB):
+        code = round_scale(scales[j], inverse, 8)
+        word = code << j % 4 * 3
+        block[SCALES + j // 4 * 2] |= word & 255
+        block[SCALES + j // 4 * 2 + 1] |= word >> 8
+        weigh_sub(x, imatrix, mean, j, s)
+        for i in range(SUB):
+            four = int(block[QH + j]) >> i // 8 * 4
+            number = int(block[QS + 2 * j + i // 8]) | (four & 7) << 8
+            shift = -SHIFT if four & 8 else SHIFT
+            q = (np.float32(POINTS[number, i % 8]) + shift) * np.float32(2 * code + 1)
+            w = s.weights[i]
+            sum_qx += w * q * s.x[i]  # STEP_SQX
+            sum_q2 += w * q * q  # STEP_SQ2
+    if sum_q2 > ZERO:
+        step = sum_qx / sum_q2
+    half = encode_half(step * RAISED)
+    for k in range(4):
+        block[SCALES + 2 * k + 1] |= (half >> 4 * k & 15) << 4
+
+
+@jit
+def encode(x: Floats, imatrix: Floats, rows_per_expert: int, s: Search, out: Bytes) -> int:
+    """Encode rows; return the first block, counted over all rows, that ggml aborts on, or -1."""
+    scales = np.empty(WEIGHTS // SUB, np.float32)
+    blocks, refused = x.shape[1] // WEIGHTS, -1
+    none = np.empty(0, np.float32)
+    for r in range(x.shape[0]):
+        for b in range(blocks):
+            weights = none
+            if imatrix.shape[0] > 0:
+                weights = imatrix[r // rows_per_expert, b * WEIGHTS : (b + 1) * WEIGHTS]
+            block = out[r, b * BYTES : (b + 1) * BYTES]
+            if (
+                quantize_block(x[r, b * WEIGHTS : (b + 1) * WEIGHTS], weights, s, scales, block)
+                and refused < 0
+            ):
+                refused = r * blocks + b
+    return refused
+
+
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode rows.
+
+    x       : [R, n] float32, finite
+    imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
+    out     : [R, n/256*56] uint8, written
+    """
+    refuse(encode(x, imatrix, rows_per_expert, make_search(SUB), out))

@@ -3,9 +3,21 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.bits_jit import encode_half
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import IQ3_S
-from refimpl.quants.grids import load_grid
+from refimpl.quants.grid_search_jit import (
+    Found,
+    Tables,
+    find_step,
+    load_tables,
+    make_found,
+    make_group,
+    round_scale,
+    search_block,
+    write_half,
+)
+from refimpl.quants.grids import PLANS, load_grid, refuse
 from refimpl.quants.grids_jit import read_step, write_point
 
 Floats = NDArray[np.float32]
@@ -13,7 +25,9 @@ Bytes = NDArray[np.uint8]
 
 WEIGHTS, BYTES = IQ3_S.weights, IQ3_S.block.itemsize
 QS, QH, SIGNS, SCALES = (IQ3_S.offset(field) for field in ("qs", "qh", "signs", "scales"))
-POINTS = load_grid("iq3_s").points
+POINTS, PLAN = load_grid("iq3_s").points, PLANS["iq3_s"]
+ZERO, ONE = np.float32(0), np.float32(1)
+RAISED = np.float32(1.033)
 
 
 @jit
@@ -35,3 +49,52 @@ def dequantize(raw: Bytes, out: Floats) -> None:
         for b in range(out.shape[1] // WEIGHTS):
             y = out[r, b * WEIGHTS : (b + 1) * WEIGHTS]
             dequantize_block(raw[r, b * BYTES : (b + 1) * BYTES], y)
+
+
+@jit
+def pack(found: Found, block: Bytes) -> None:
+    """Write one block. block : [110] uint8."""
+    block[:] = 0
+    living = 0  # ggml does not step over groups of zeros: see iq3_s.py
+    for j in range(8):
+        if found.living[j] == 0:
+            continue
+        for k in range(8):
+            number = int(found.numbers[8 * j + k])
+            block[QS + 8 * living + k] = number & 255
+            block[QH + j] |= number >> 8 << k
+        for k in range(4):
+            block[SIGNS + 4 * living + k] = found.signs[4 * j + k]
+        living += 1
+    if found.scales.max() == ZERO:
+        return
+    step = find_step(found.scales, 16)
+    write_half(encode_half(step * RAISED), block)
+    for j in range(8):
+        block[SCALES + j // 2] |= round_scale(found.scales[j], ONE / step, 16) << j % 2 * 4
+
+
+@jit
+def encode(x: Floats, imatrix: Floats, rows_per_expert: int, t: Tables, out: Bytes) -> int:
+    """Encode rows; return the first block, counted over all rows, that ggml aborts on, or -1."""
+    group, found = make_group(PLAN), make_found(PLAN)
+    blocks, refused, weights = x.shape[1] // WEIGHTS, -1, np.empty(0, np.float32)
+    for r in range(x.shape[0]):
+        for b in range(blocks):
+            if imatrix.shape[0] > 0:
+                weights = imatrix[r // rows_per_expert, b * WEIGHTS : (b + 1) * WEIGHTS]
+            lost = search_block(PLAN, t, x[r, b * WEIGHTS : (b + 1) * WEIGHTS], weights, group, found)
+            if lost and refused < 0:
+                refused = r * blocks + b
+            pack(found, out[r, b * BYTES : (b + 1) * BYTES])
+    return refused
+
+
+def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
+    """Encode rows.
+
+    x       : [R, n] float32, finite
+    imatrix : [E, n] float32; row r is weighed by imatrix[r // rows_per_expert]; E = 0: none
+    out     : [R, n/256*110] uint8, written
+    """
+    refuse(encode(x, imatrix, rows_per_expert, load_tables("iq3_s"), out))

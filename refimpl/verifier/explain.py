@@ -108,7 +108,10 @@ def explain(
         if source is not None:
             with model_files.open(source) as s:
                 source_name, x = _source_block(f, s, t, row, place)
-            want = quants.quantize(x, t.format) if np.isfinite(x).all() else None
+            whole = (
+                np.isfinite(x).all() and not t.format.needy
+            )  # needs an imatrix, which explain is not given
+            want = quants.quantize(x, t.format) if whole else None
         rows = t.rows // t.shape[0] if len(t.shape) == 3 else t.rows
         return Explanation(
             tensor=tensor,

@@ -129,6 +129,11 @@ def even_error(fmt: Format) -> float:
     return 1 / (3 * fmt.steps**2) if fmt.steps else 0.0
 
 
+def even_importance(n: int, fmt: Format) -> NDArray[np.float32] | None:
+    """What stands for the imatrix in the plain encoder: nothing, or ones where the format does not go without."""
+    return np.ones(n, np.float32) if fmt.needy else None
+
+
 def check_rows(
     raw: NDArray[np.uint8],
     fmt: Format,
@@ -145,7 +150,8 @@ def check_rows(
     imatrix     : [n] float32, or None
     Raises quants.NotFinite where the source holds NaN or Inf.
     """
-    want = quants.quantize(source, fmt, imatrix=imatrix, build=build)
+    row = even_importance(source.shape[1], fmt) if imatrix is None else imatrix
+    want = quants.quantize(source, fmt, imatrix=row, build=build)
     tally = Tally(weights=source.size, blocks=source.size // fmt.weights)
     if fmt.name in EXACT:
         _count_floats(tally, raw, want, fmt, widen(source), first_block)
@@ -262,7 +268,8 @@ def _classify_blocks(
     rows = np.flatnonzero(differ.any(axis=1))
     raw, source, differ = raw[rows], source[rows], differ[rows]
     x = widen(source)
-    plain = want[rows] if imatrix is None else quants.quantize(x, fmt, build=build)
+    even = even_importance(x.shape[1], fmt)
+    plain = want[rows] if imatrix is None else quants.quantize(x, fmt, even, build=build)
     differ &= (raw.reshape(-1, per_row, size) != plain.reshape(-1, per_row, size)).any(axis=2)
     tally.differ = int(differ.sum())
     if not tally.differ:
@@ -273,7 +280,7 @@ def _classify_blocks(
     quants.compare(plain, fmt, source, sse=sse_plain)
     tally.rows["differ"].append(np.where(differ, sse, 0).sum(axis=1))
     tally.rows["plain"].append(np.where(differ, sse_plain, 0).sum(axis=1))
-    even = even_error(fmt) * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
+    least = even_error(fmt) * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sse > sse_plain, sse / sse_plain, np.where(sse <= sse_plain, 1.0, np.inf))
     near = quants.nearest(raw, fmt, x) if fmt.ruled else np.zeros(differ.shape, quants.NEAREST)
@@ -281,7 +288,7 @@ def _classify_blocks(
     kind = np.full(differ.shape, CLASSES.index("search" if fmt.ruled else "unruled"))
     kind[near["off"] > 0] = CLASSES.index("off")
     kind[near["far"] > 1] = CLASSES.index("far")
-    kind[(ratio > fmt.error_limit) & ~(sse <= even)] = CLASSES.index("error")
+    kind[(ratio > fmt.error_limit) & ~(sse <= least)] = CLASSES.index("error")
     kind[misfits(raw, fmt, x)] = CLASSES.index("scale")
     kind[zeroed(raw, plain, fmt, x)] = CLASSES.index("zero")
     kind[quants.scale_defects(raw, fmt)] = CLASSES.index("nan")

@@ -175,7 +175,7 @@ def _source_defects(job: Job, task: Task, tally: Tally, expert: int | None) -> l
     row, column = tally.source_not_finite
     row -= (expert or 0) * task.rows
     name = job.sources(task.link)[expert or 0]
-    message = f"the source is NaN or Inf at row {row}, column {column}: {name}"
+    message = f"the source is NaN, Inf or too large to encode at row {row}, column {column}: {name}"
     return [Finding("source-not-finite", "error", message, task.tensor.name, expert)]
 
 
