@@ -40,7 +40,7 @@ def load_model(
 
 
 def read_tokens(text: str) -> list[int]:
-    """Tokens from "3,1,4", or from a .npy of integers [T]; of [N, T] the rows one after the other are refused."""
+    """Tokens from "3,1,4", or from a .npy of integers [T] or [1, T]."""
     if text.endswith(".npy"):
         import numpy as np
 

@@ -12,6 +12,8 @@
     mtp      the block that guesses the token after the next
     glm      embedding, layers, head: logits, trace, generate
 
+Around it: cache (what a token leaves behind), tap (who hears the activations), tokenizer, chat, sampling, perplexity.
+
 Arrays are tokens first: T query tokens, S key tokens, H heads, D hidden, E experts, K chosen, V vocabulary.
 They are float32, or float64 for the truth that bounds are measured against: a function computes in the type
 that it is given.
