@@ -32,7 +32,7 @@ def command(
     if not quiet:
         announce_compiling()
     with item_bar("writing", hidden=quiet) as progress:
-        manifest = write_vectors(out, compact, lambda name, done, of: progress(done, of, name))
+        manifest = write_vectors(out, compact, tell=lambda name, done, of: progress(done, of, name))
     size = sum(file["bytes"] for file in manifest["files"].values())
     summary = {key: manifest[key] for key in ("refimpl", "edition", "compact", "files")}
     if as_json:

@@ -168,12 +168,17 @@ def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
         return
     for case, x, shifted in list_weights(fmt, blocks):
         rows = len(x) if symbol.kind == "encode" else 1
-        pieces = x.reshape(-1, fmt.weights)
-        yield Trial(case, {"x": pieces}, rows, shifted)
-        if symbol.kind == "encode" and case in WEIGHED_CASES:
-            for importance, row in list_importances(fmt, x.shape[1]):
-                inputs = {"x": pieces, "imatrix": row.reshape(-1, fmt.weights)}
-                yield Trial(f"{case}, {importance}", inputs, rows, shifted)
+        plain = Trial(case, {"x": x.reshape(-1, fmt.weights)}, rows, shifted)
+        if symbol.kind == "activation" or native_codecs.is_defined(fmt, plain):
+            yield plain
+            importances = list(list_importances(fmt, x.shape[1])) if case in WEIGHED_CASES else []
+        else:
+            importances = list(list_importances(fmt, x.shape[1]))[: None if case in WEIGHED_CASES else 1]
+        for importance, row in importances if symbol.kind == "encode" else []:
+            inputs = {**plain.inputs, "imatrix": row.reshape(-1, fmt.weights)}
+            weighed = Trial(f"{case}, {importance}", inputs, rows, shifted)
+            if native_codecs.is_defined(fmt, weighed):
+                yield weighed
 
 
 def _judge_symbol(library: Library, symbol: Symbol, blocks: int, reproducers: Path) -> Judgement:

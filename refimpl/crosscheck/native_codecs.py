@@ -6,9 +6,23 @@ from refimpl import quants
 from refimpl.crosscheck.native_library import NULL, Argument, Buffer, Library
 from refimpl.crosscheck.native_symbols import Symbol
 from refimpl.crosscheck.native_trial import Result, Trial, alignment, compared, died
-from refimpl.quants.formats import CODEBOOKS
+from refimpl.quants.formats import CODEBOOKS, Format
 
 INIT = "ggml_quantize_init"
+MANY = 4096  # blocks: of more, all ordinary, the first stands for the others
+
+
+def is_defined(fmt: Format, trial: Trial) -> bool:
+    """Whether there are bytes to be written: some types need an imatrix, and on some weights ggml aborts."""
+    some = trial.cut(0, 1) if trial.blocks > MANY else trial
+    rows, imatrix = some.rows, some.inputs.get("imatrix")
+    try:
+        quants.quantize(
+            some.inputs["x"].reshape(rows, -1), fmt, None if imatrix is None else imatrix.reshape(-1)
+        )
+    except ValueError:  # this is how quantize says so; it finds no fault in finite weights otherwise
+        return False
+    return True
 
 
 def decode(library: Library, symbol: Symbol, trial: Trial) -> Result:

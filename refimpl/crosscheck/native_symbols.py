@@ -26,6 +26,9 @@ FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
         "bf16": ("ggml_fp32_to_bf16_row", "ggml_fp32_to_bf16_row_ref", "ggml_cpu_fp32_to_bf16"),
     },
 }
+UNSEARCHED = (
+    "iq4_nl",
+)  # its row encoder searches no scale: another one than quantize_iq4_nl, which makes the files
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,15 @@ class Case:
 
 
 def write_vectors(
-    folder: Path, compact: bool = False, tell: Callable[[str, int, int], None] = lambda *_: None
+    folder: Path,
+    compact: bool = False,
+    only: Collection[str] = (),
+    tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Write the vectors to a folder that does not exist yet; the manifest.
 
     compact : a few blocks and rows of each case only
+    only    : these formats; none means all
     tell    : called with each format, its number and how many there are
 
     Raises: Usage where the folder exists.
@@ -74,7 +78,7 @@ def write_vectors(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         place = Path(scratch) / "vectors"
         place.mkdir()
-        cases = list(list_cases(compact, tell))
+        cases = list(list_cases(compact, only, tell))
         files, arrays, entries = _write_files(place, cases)
         manifest = {"refimpl": __version__, "edition": EDITION, "compact": compact, "files": files}
         manifest |= {"arrays": arrays, "cases": entries}
@@ -91,9 +95,12 @@ def write_vectors(
     return manifest
 
 
-def list_cases(compact: bool, tell: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Case]:
+def list_cases(
+    compact: bool, only: Collection[str], tell: Callable[[str, int, int], None] = lambda *_: None
+) -> Iterator[Case]:
     """Every case, format by format."""
     symbols = [s for s in list_symbols() if s.kind != "product"]
+    symbols = [s for s in symbols if not only or s.format.name in only]
     names = list(dict.fromkeys(s.format.name for s in symbols))
     done: set[str] = set()
     for symbol in symbols:

