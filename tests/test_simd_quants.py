@@ -12,7 +12,7 @@ import pytest
 
 from refimpl import quants
 from refimpl.arith.builds import SITED, find_build
-from refimpl.quants.formats import CODEBOOKS, Q4_K, Q5_K, Q6_K, formats
+from refimpl.quants.formats import CODEBOOKS, Q2_K, Q4_K, Q5_K, Q6_K, formats
 from refimpl.quants.search_simd import STREAMED
 from tests.hard_weights import draw_cases, make_importance, make_weights
 
@@ -22,7 +22,7 @@ FORMATS = [
 DECODING = [fmt for fmt in formats.values() if "dequantize" in fmt.tuned and fmt not in CODEBOOKS]
 SMALL = [fmt for fmt in FORMATS if fmt.weights == 32]
 CHECKING = [fmt for fmt in FORMATS if "check_codes" in fmt.tuned]
-SEARCHING = [Q4_K, Q5_K, Q6_K]  # those that leave degenerate blocks to the portable kernel
+SEARCHING = [Q2_K, Q4_K, Q5_K, Q6_K]  # those that leave degenerate blocks to the portable kernel
 CANARY = 0xA5
 
 

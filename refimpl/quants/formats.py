@@ -105,7 +105,7 @@ Q2_K = Format(
     "q2_k",
     256,
     _block(("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")),
-    tuned=(),
+    tuned=CODEC,
     steps=3,
 )
 Q3_K = Format(
