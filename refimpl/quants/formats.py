@@ -68,9 +68,15 @@ def _block(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype:
 F32 = Format(0, "f32", 1, np.dtype("<f4"), weighed=False)
 F16 = Format(1, "f16", 1, np.dtype("<f2"), weighed=False)
 BF16 = Format(30, "bf16", 1, np.dtype("<u2"), weighed=False)
-Q4_0 = Format(2, "q4_0", 32, _block(("d", "<f2"), ("qs", "u1", 16)), tuned=(), steps=15, error_limit=400.0)
+Q4_0 = Format(2, "q4_0", 32, _block(("d", "<f2"), ("qs", "u1", 16)), tuned=CODEC, steps=15, error_limit=400.0)
 Q4_1 = Format(
-    3, "q4_1", 32, _block(("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)), tuned=(), steps=15, error_limit=400.0
+    3,
+    "q4_1",
+    32,
+    _block(("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)),
+    tuned=CODEC,
+    steps=15,
+    error_limit=400.0,
 )
 Q5_0 = Format(
     6,
@@ -86,7 +92,7 @@ Q5_1 = Format(
     "q5_1",
     32,
     _block(("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)),
-    tuned=(),
+    tuned=CODEC,
     steps=31,
     error_limit=400.0,
 )

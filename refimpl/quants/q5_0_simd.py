@@ -92,23 +92,42 @@ def encode_weighted(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes
     wanted = stack(np.float32, TILES)
     squares = np.empty(len(x), np.float32)
     mean_squares(x, squares, build)
-    blocks, per_row = out.size // BYTES, x.shape[1] // 32
+    blocks = out.size // BYTES
     for start in range(0, blocks, BOTH):
         block = min(start, blocks - BOTH)
-        gather(imatrix, rows_per_expert, per_row, block, BOTH, 32, wanted)
-        lay_out(x, block * 32, s.values)
-        lay_out(wanted, 0, s.importance)
-        for lane in range(BOTH):
-            put(s.peak, lane, squares[(block + lane) // per_row])
-        for i in range(0, TILES, LANES):
-            v = load(s.values, i, LANES)
-            square = load(s.peak, i // (LANES * 32) * LANES, LANES)
-            store(
-                s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, square, v, v))
-            )
+        weigh(x, imatrix, rows_per_expert, block, squares, wanted, s.values, s.importance, s.peak, build)
         search(s, 32, 16, build)
         for lane in range(BOTH):
             write_searched(x, block + lane, s, lane, out, build)
+
+
+@inlined
+def weigh(
+    x: Floats,
+    imatrix: Floats,
+    rows_per_expert: int,
+    block: int,
+    squares: Floats,
+    wanted: Scratch,
+    values: Scratch,
+    importance: Scratch,
+    means: Scratch,
+    build: Build,
+) -> None:
+    """Lay out 64 blocks and their weights: imatrix * sqrt(mean square of the row + x²).
+
+    squares : [R] float32, the rows' mean squares; wanted and means are scratch
+    """
+    per_row = x.shape[1] // 32
+    gather(imatrix, rows_per_expert, per_row, block, BOTH, 32, wanted)
+    lay_out(x, block * 32, values)
+    lay_out(wanted, 0, importance)
+    for lane in range(BOTH):
+        put(means, lane, squares[(block + lane) // per_row])
+    for i in range(0, TILES, LANES):
+        v = load(values, i, LANES)
+        square = load(means, i // (LANES * 32) * LANES, LANES)
+        store(importance, i, load(importance, i, LANES) * sqrt(add_product(build.ROW_W, square, v, v)))
 
 
 @inlined

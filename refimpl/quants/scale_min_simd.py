@@ -39,6 +39,9 @@ class Search(NamedTuple):
     error: Scratch  # of the best so far
     new_scale: Scratch  # of the step at hand; NaN where it has none
     new_base: Scratch
+    inverse: Scratch  # the best codes are nearest(inverse*(x - origin))
+    origin: Scratch
+    new_inverse: Scratch
     wild: Scratch  # 1 where a code may have left the range in which rounding is exact, else 0
 
 
@@ -49,6 +52,9 @@ def allocate() -> Search:
         stack(np.float32, TILES),
         stack(np.float32, TILES),
         stack(np.float32, TILES),
+        stack(np.float32, BOTH),
+        stack(np.float32, BOTH),
+        stack(np.float32, BOTH),
         stack(np.float32, BOTH),
         stack(np.float32, BOTH),
         stack(np.float32, BOTH),
@@ -128,6 +134,8 @@ def survey(s: Search, group: int, size: int, top: np.float32, linear: bool, buil
     store(s.sum_wx, at, sum_wx)
     store(s.scale, at, scale)
     store(s.base, at, low)
+    store(s.inverse, at, inverse)
+    store(s.origin, at, low)
     store(s.error, at, error)
     store(s.wild, at, flag_wild(inverse, low, high, low))
 
@@ -149,6 +157,7 @@ def propose(s: Search, group: int, size: int, top: np.float32, factor: np.float3
     at = group * LANES
     base, high = load(s.base, at, LANES), load(s.high, at, LANES)
     inverse = factor / (high - base)
+    store(s.new_inverse, at, inverse)
     wild = flag_wild(inverse, load(s.low, at, LANES), high, base)
     store(s.wild, at, maximum(load(s.wild, at, LANES), wild))
     sum_l, sum_l2, sum_lx = fill(ZERO, LANES), fill(ZERO, LANES), fill(ZERO, LANES)
@@ -186,6 +195,8 @@ def judge(s: Search, group: int, size: int, linear: bool, build: Build) -> None:
     better = error < best
     store(s.error, at, select(better, error, best))
     store(s.scale, at, select(better, scale, load(s.scale, at, LANES)))
+    store(s.inverse, at, select(better, load(s.new_inverse, at, LANES), load(s.inverse, at, LANES)))
+    store(s.origin, at, select(better, load(s.base, at, LANES), load(s.origin, at, LANES)))
     store(s.base, at, select(better, base, load(s.base, at, LANES)))
 
 
