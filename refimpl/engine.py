@@ -6,7 +6,7 @@ whatever the number of threads, and at most a few units are in flight, so memory
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,7 +21,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def map_units(units: Iterable[U], work: Callable[[U], R], jobs: int | None = None) -> Iterator[tuple[U, R]]:
+def map_units(
+    units: Iterable[U], work: Callable[[U], R], jobs: int | None = None
+) -> Generator[tuple[U, R], None, None]:
     """Yield (unit, work(unit)) in order, with up to `jobs` units at work and two more waiting.
 
     jobs : threads; None means one per core. With 1 the work runs in the calling thread.

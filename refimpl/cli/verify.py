@@ -24,7 +24,12 @@ def command(
     imatrix: Annotated[
         Path | None, typer.Option(help="The imatrix it was quantized with, GGUF or .dat.")
     ] = None,
-    build: Annotated[str, typer.Option(help="Compiler build whose bytes count as exact.")] = "strict",
+    build: Annotated[
+        str,
+        typer.Option(
+            help="Whose compiler's bytes count as exact: strict, gcc-fma, clang-arm64; auto asks the file."
+        ),
+    ] = "auto",
     require: Annotated[
         str | None, typer.Option(help="'exact': fail on anything but exact and copied.")
     ] = None,

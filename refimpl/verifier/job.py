@@ -6,6 +6,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.builds import BUILDS, SITELESS, list_builds
 from refimpl.errors import Unsupported
 from refimpl.files import names
 from refimpl.files.gguf import Gguf
@@ -55,7 +56,11 @@ class Job:
     source: Gguf | Checkpoint
     hp: Hparams
     hp_source: Hparams
-    build: str = "strict"
+    build: str = "strict"  # the one that everything is compared under, but for ...
+    builds: dict[str, str] = field(default_factory=dict)  # ... tensors that another build wrote
+    also: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # tensor -> further builds that write the same bytes
     imatrix: Imatrix | None = None
     maps: dict[int, list[int]] = field(default_factory=dict)  # layer -> source expert of each file expert
     _importance: tuple[str, Floats | None] = (
@@ -63,6 +68,18 @@ class Job:
         None,
     )  # of the tensor at work; reading one can take megabytes
     _lock: Lock = field(default_factory=Lock)
+
+    def build_of(self, tensor: Tensor) -> str:
+        """The build that a tensor is compared under: strict where no other is known for its format."""
+        build = self.builds.get(tensor.name, self.build)
+        return build if build in list_builds(tensor.format.name) else "strict"
+
+    def fitting_builds(self, tensor: Tensor) -> list[str]:
+        """The builds that an exact tensor was shown to be the bytes of; all, where no site can make a difference."""
+        if tensor.format.name in SITELESS:
+            return list(BUILDS)
+        fitting = {self.build_of(tensor), *self.also.get(tensor.name, [])}
+        return [build for build in BUILDS if build in fitting]
 
     def kept(self, link: Link) -> list[int] | None:
         """The source expert of each file expert, where the tensor has experts."""

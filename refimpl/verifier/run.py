@@ -7,14 +7,16 @@ verdict. A clean file and its source are read once, in order; only what fails is
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from refimpl import engine, quants, recipes
+from refimpl.arith.builds import SITED
 from refimpl.errors import Unsupported, Usage
 from refimpl.files import imatrix as imatrix_file
 from refimpl.files import names
 from refimpl.files import source as model_files
 from refimpl.files.gguf import Gguf
-from refimpl.verifier import census, container, experts, settle
+from refimpl.verifier import builds, census, container, experts, settle
 from refimpl.verifier.findings import Finding
 from refimpl.verifier.job import Job, Task, plan, require_decodable
 from refimpl.verifier.requantize import Tally, Unit, check_rows
@@ -24,6 +26,7 @@ PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]  # bytes of the file done, bytes in all
 
 BYTES_PER_WEIGHT = 24  # of a unit at work: bf16 and float32 source, stored and re-encoded bytes, and slack
+AUTO = "auto"
 UNIT_WEIGHTS = 1 << 20  # large enough to amortise a unit's cost, small enough to stay in the cache
 
 
@@ -32,7 +35,7 @@ def verify(
     source: PathLike,
     recipe: str | None = None,
     imatrix: PathLike | None = None,
-    build: str = "strict",
+    build: str = "auto",
     require: str | None = None,
     jobs: int | None = None,
     memory: int = 2 << 30,
@@ -44,7 +47,7 @@ def verify(
     source  : an HF checkpoint directory, a .safetensors or an unquantized GGUF
     recipe  : name or TOML file of the recipe it must conform to; None names the best-fitting one
     imatrix : the imatrix it was quantized with, if any
-    build   : compiler build whose bytes count as exact
+    build   : compiler build whose bytes count as exact; "auto" finds it out, tensor by tensor where need be
     require : "exact" to fail on anything but exact and copied tensors
     jobs    : threads, None for one per core;  memory : bound in bytes
 
@@ -52,24 +55,25 @@ def verify(
     """
     if require not in (None, "exact"):
         raise Usage(f"require can only be 'exact', not {require!r}")
-    if build not in quants.BUILDS:
-        raise Usage(f"unknown build {build!r}; known: {', '.join(quants.BUILDS)}")
+    if build not in (AUTO, *quants.BUILDS):
+        raise Usage(f"unknown build {build!r}; known: {', '.join((AUTO, *quants.BUILDS))}")
     with ExitStack() as stack:
         f = stack.enter_context(closing(model_files.open(file)))
         s = stack.enter_context(closing(model_files.open(source)))
         if not isinstance(f, Gguf):
             raise Unsupported(f"{f.path}: verify needs a GGUF, this is {f.kind}")
-        job = Job(f, s, names.hparams(f), names.hparams(s), build)
+        job = Job(f, s, names.hparams(f), names.hparams(s), quants.BUILDS[0] if build == AUTO else build)
         require_decodable(f)
         if imatrix is not None:
             job.imatrix = stack.enter_context(imatrix_file.read(imatrix))
         declared = recipes.load(os.fspath(recipe)) if recipe is not None else None
-        return _run(job, declared, require, jobs or engine.cores(), memory, progress)
+        return _run(job, declared, build == AUTO, require, jobs or engine.cores(), memory, progress)
 
 
 def _run(
     job: Job,
     declared: recipes.Recipe | None,
+    auto: bool,
     require: str | None,
     jobs: int,
     memory: int,
@@ -83,22 +87,19 @@ def _run(
         recipe, mismatches = declared, recipes.conform(declared, job.hp, f.tensors, weighed)
     job.maps, unmapped = experts.map_experts(job)
     tasks, results, unplanned = plan(job)
-    tallies: dict[str, dict[int | None, Tally]] = {task.tensor.name: {} for task in tasks}
-    done, total = 0, sum(task.tensor.nbytes for task in tasks)
-    for unit, tally in engine.map_units(units(tasks, jobs, memory), lambda u: check(job, u), jobs):
-        whole = tallies[unit.task.tensor.name].setdefault(unit.expert, Tally())
-        whole.merge(tally)
-        if unit.last:
-            whole.close()
-        done += (unit.stop - unit.start) * unit.task.tensor.row_bytes
-        if progress is not None:
-            progress(done, total)
+    evidence = builds.find_build(job, tasks) if auto else builds.Evidence()
+    job.build = evidence.best if auto else job.build
+    tallies = compare(job, tasks, jobs, memory, progress)
+    if auto:
+        _try_other_builds(job, tasks, tallies, jobs, memory)
     settled, damage = settle.settle(job, tasks, tallies)
     results |= settled
     if any(finding.code == "other-source" for finding in damage):
         unmapped = []  # a stranger's router rows say nothing
     missing, absent = settle.find_missing(job)
     routers = settle.disagreeing_routers(job, results)
+    written, mixture = builds.name_build(job, tasks, tallies)
+    about_build = builds.describe(job, evidence, tasks) + mixture if auto else []
     order = [results[name] for name in f.tensors if name in results]
     return Report(
         file=f.path,
@@ -108,20 +109,66 @@ def _run(
         recipe=recipe.name,
         recipe_declared=declared is not None,
         conforms=not mismatches,
-        build=job.build,
+        build=written,
         require=require,
         tensors=order + missing,
         stages={
             "container": container.check(f) + counted.findings + job.compare_hparams(),
             "recipe": [_say_mismatch(declared, m) for m in mismatches] if declared else [],
             "experts": unmapped + routers,
-            "bytes": unplanned + job.imatrix_problems() + damage + absent,
+            "bytes": about_build + unplanned + job.imatrix_problems() + damage + absent,
         },
         experts=job.hp.n_routed_experts,
         source_experts=job.hp_source.n_routed_experts,
         maps=job.maps,
         census=counted,
     )
+
+
+def compare(
+    job: Job, tasks: list[Task], jobs: int, memory: int, progress: Progress | None = None
+) -> settle.Tallies:
+    """Compare tensors with their source, each once, in the file's order: a tally for each expert of each."""
+    tallies: settle.Tallies = {task.tensor.name: {} for task in tasks}
+    done, total = 0, sum(task.tensor.nbytes for task in tasks)
+    for unit, tally in engine.map_units(units(tasks, jobs, memory), lambda u: check(job, u), jobs):
+        whole = tallies[unit.task.tensor.name].setdefault(unit.expert, Tally())
+        whole.merge(tally)
+        if unit.last:
+            whole.close()
+        done += (unit.stop - unit.start) * unit.task.tensor.row_bytes
+        if progress is not None:
+            progress(done, total)
+    return tallies
+
+
+def _try_other_builds(job: Job, tasks: list[Task], tallies: settle.Tallies, jobs: int, memory: int) -> None:
+    """Compare tensors anew of which another build wrote some blocks; keep what fits better."""
+    for task in tasks:
+        name = task.tensor.name
+        build = builds.suspect_build(job, task, tallies[name])
+        if build is None:
+            continue
+        job.builds[name] = build
+        again = compare(job, [task], jobs, memory)[name]
+        if sum(t.differ for t in again.values()) < sum(t.differ for t in tallies[name].values()):
+            tallies[name] = again
+        else:
+            del job.builds[name]
+    for build in sorted(set(job.builds.values())):
+        for task in tasks:
+            told = task.tensor.format.name in SITED and task.tensor.name not in job.builds
+            if told and not any(t.differ for t in tallies[task.tensor.name].values()):
+                fits = _is_written_by(job, task, build, jobs, memory)
+                job.also.setdefault(task.tensor.name, []).extend([build] if fits else [])
+
+
+def _is_written_by(job: Job, task: Task, build: str, jobs: int, memory: int) -> bool:
+    """Are all of a tensor's bytes those of this build too? Stops at the first unit that says no."""
+    other = replace(job, build=build, builds={})
+    found = engine.map_units(units([task], jobs, memory), lambda unit: check(other, unit), jobs)
+    with closing(found) as tallies:
+        return all(tally.differ == 0 for _, tally in tallies)
 
 
 def units(tasks: list[Task], jobs: int, memory: int) -> Iterator[Unit]:
@@ -146,7 +193,7 @@ def check(job: Job, unit: Unit) -> Tally:
     importance = job.importance(tensor, unit.start)
     first_block = unit.start * (tensor.n // tensor.format.weights)
     try:
-        return check_rows(raw, tensor.format, source, first_block, importance, job.build)
+        return check_rows(raw, tensor.format, source, first_block, importance, job.build_of(tensor))
     except quants.NotFinite as error:
         return Tally(
             blocks=source.size // tensor.format.weights,

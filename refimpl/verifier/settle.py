@@ -82,7 +82,7 @@ def _tensor_result(job: Job, task: Task, whole: Tally, experts: list[ExpertResul
         shape=task.tensor.shape,
         source=job.sources(task.link),
         verdict=worst,
-        build=[job.build] if worst == "exact" else [],
+        build=job.fitting_builds(task.tensor) if worst == "exact" else [],
         blocks=whole.blocks,
         blocks_differ=sum(e.blocks_differ for e in experts),
         errors=verdict.measure(whole),
