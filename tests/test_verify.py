@@ -34,7 +34,7 @@ def test_llama_cpp_output_is_exact_under_the_strict_build(file):
     report = verify(file, GOLDEN)
     assert report.passed and report.verdict == "exact"
     assert verdicts(report) == {"exact"} and verdicts(report, quantized=False) == {"copied"}
-    assert report.findings == []
+    assert [f.code for f in report.findings] == ["build"]
 
 
 def test_an_imatrix_file_is_rounded_without_the_imatrix():
@@ -72,7 +72,7 @@ def test_a_renumbered_child_passes_and_its_map_is_named(tmp_path):
     assert report.passed and report.verdict == "exact"
     assert report.maps == {1: KEPT, 2: KEPT}
     assert (report.experts, report.source_experts) == (12, 16)
-    assert [f.code for f in report.findings if f.severity == "note"] == ["experts-kept"]
+    assert [f.code for f in report.findings if f.severity == "note"] == ["build", "experts-kept"]
 
 
 def test_a_bf16_gguf_serves_as_source(tmp_path):

@@ -132,8 +132,10 @@ def suspect_build(job: Job, task: Task, parts: dict[int | None, Tally]) -> str |
         if not odd or tally.differ > MOST * tally.blocks or odd_parts == PARTS:
             continue
         odd_parts += 1
-        for row in sorted(odd)[:ROWS_OF_PART]:
-            evidence.add(ask(*_read(job, task, row, row + 1), fmt, job.importance(task.tensor, row)))
+        rows = sorted(odd)[:ROWS_OF_PART]
+        raw, source = zip(*(_read(job, task, row, row + 1) for row in rows), strict=True)
+        importance = job.importance(task.tensor, rows[0])
+        evidence.add(ask(np.concatenate(raw), np.concatenate(source), fmt, importance))
     return evidence.best if evidence.seen and evidence.best != job.build_of(task.tensor) else None
 
 
