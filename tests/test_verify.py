@@ -62,7 +62,7 @@ def test_recipes_are_named_and_enforced():
     assert verify(PROTECTED, GOLDEN, recipe="q4_k_m-protected").conforms is True
     other = verify(PROTECTED, GOLDEN, recipe="q4_k_m")
     assert other.conforms is False and not other.passed and other.verdict == "exact"
-    assert {f.code for f in other.findings} == {"recipe-mismatch"}
+    assert {f.code for f in other.findings} == {"build", "recipe-mismatch"}
 
 
 def test_a_renumbered_child_passes_and_its_map_is_named(tmp_path):
