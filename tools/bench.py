@@ -24,7 +24,7 @@ from pathlib import Path
 import llvmlite.binding
 import numpy as np
 
-from tools import bench_small, bench_writers
+from tools import bench_grids, bench_small, bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
@@ -122,7 +122,11 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"{describe_machine()}\n\n{HEAD}", flush=True)
     try:
-        for build in chain(list_rows(arguments.rows), bench_small.list_rows(arguments.rows)):
+        for build in chain(
+            list_rows(arguments.rows),
+            bench_small.list_rows(arguments.rows),
+            bench_grids.list_rows(arguments.rows),
+        ):
             row = build()
             if arguments.only in row.name:
                 print(race(row, arguments.runs), flush=True)
