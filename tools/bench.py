@@ -24,7 +24,7 @@ from pathlib import Path
 import llvmlite.binding
 import numpy as np
 
-from tools import bench_grids, bench_small, bench_writers
+from tools import bench_grids, bench_kquants, bench_small, bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
@@ -126,6 +126,7 @@ def main() -> int:
             list_rows(arguments.rows),
             bench_small.list_rows(arguments.rows),
             bench_grids.list_rows(arguments.rows),
+            bench_kquants.list_rows(arguments.rows),
         ):
             row = build()
             if arguments.only in row.name:
