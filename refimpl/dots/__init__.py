@@ -21,7 +21,13 @@ __all__ = ["ORDERS", "PARTNERS", "encode", "matmul", "matmul_each"]
 Array = NDArray[Any]
 
 # The activations that ggml quantizes for each format's dot product.
-PARTNERS = MappingProxyType({"q8_0": "q8_0", "q5_0": "q8_0", "q4_k": "q8_k", "q6_k": "q8_k"})
+PARTNERS = MappingProxyType(
+    {
+        **dict.fromkeys(("q8_0", "q4_0", "q5_0"), "q8_0"),
+        **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
+        **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "q8_k"),
+    }
+)
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
 KERNELS = MappingProxyType({"generic": "_simd", "generic-fma": "_simd", "avx2": "_simd", "tiled": "_simd"})
 LANES = 16

@@ -59,6 +59,33 @@ def add_with_mins(w: Planes, a: Activations, t: int) -> Floats:
     return np.asarray(add_plain(w, a, t) + fold(least))
 
 
+def add_with_m(w: Planes, a: Activations, t: int) -> Floats:
+    """q4_1 and q5_1: least = fma(m, s, least) beside the lanes, added in the end."""
+    least = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        least = fma(w.dmin[:, b], a.s[t, b], least)
+    return np.asarray(add_plain(w, a, t) + least)
+
+
+def add_with_one_min(w: Planes, a: Activations, t: int) -> Floats:
+    """q5_K: least = fma(-d' * dmin, mins of the block, least) beside the lanes, added in the end."""
+    mins = multiply_mins(w, a, t).sum(2).astype(np.float32)
+    least = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        least = fma(-a.d[t, b] * w.dmin[:, b], mins[:, b], least)
+    return np.asarray(add_plain(w, a, t) + least)
+
+
+def add_mins_first(w: Planes, a: Activations, t: int) -> Floats:
+    """q2_K: lane[k] = fma(-d' * dmin, mins of the groups 2k and 2k + 1, lane[k]), then the codes as in add_lanes."""
+    mins = multiply_mins(w, a, t).reshape(*w.d.shape, LANES, 2).sum(3).astype(np.float32)
+    total, lanes = total_lanes(w, a, t), np.zeros((len(w.d), LANES), np.float32)
+    for b in range(w.d.shape[1]):
+        lanes = fma((-a.d[t, b] * w.dmin[:, b])[:, None], mins[:, b], lanes)
+        lanes = fma((w.d[:, b] * a.d[t, b])[:, None], total[:, b], lanes)
+    return fold(lanes)
+
+
 def add_around_32(w: Planes, a: Activations, t: int) -> Floats:
     """q6_K: its codes are multiplied as 0..63, and the 32 too many come off each lane by group sums.
 
@@ -73,7 +100,18 @@ def add_around_32(w: Planes, a: Activations, t: int) -> Floats:
 
 
 AVX2: MappingProxyType[str, Callable[[Planes, Activations, int], Floats]] = MappingProxyType(
-    {"q8_0": add_plain, "q5_0": add_plain, "q4_k": add_with_mins, "q6_k": add_around_32}
+    {
+        "q8_0": add_plain,
+        "q4_0": add_plain,
+        "q4_1": add_with_m,
+        "q5_0": add_plain,
+        "q5_1": add_with_m,
+        "q2_k": add_mins_first,
+        "q3_k": add_plain,
+        "q4_k": add_with_mins,
+        "q5_k": add_with_one_min,
+        "q6_k": add_around_32,
+    }
 )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
 from refimpl.dots.planes_jit import unpack_row
-from refimpl.quants.formats import Q4_K, Q6_K
+from refimpl.quants.formats import Q2_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -16,7 +16,8 @@ Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 Totals = NDArray[np.int64]
 
-WITH_MINS, AROUND_32 = (Q4_K.id,), (Q6_K.id,)
+WITH_MINS, AROUND_32, MINS_FIRST, WITH_ONE_MIN = (Q4_K.id,), (Q6_K.id,), (Q2_K.id,), (Q5_K.id,)
+WITH_M = (Q4_1.id, Q5_1.id)
 LANES, RUN, GROUP, SUB = 8, 4, 16, 32
 ZERO = np.float32(0)
 
@@ -68,10 +69,11 @@ def take_off_32(scales: Shorts, acts: Codes, bsums: Shorts, totals: Totals) -> N
 
 @jit
 def add_mins(mins: Shorts, bsums: Shorts, step: Any, least: Floats) -> None:
-    """A block of q4_K's mins in four lanes. See avx2.add_with_mins."""
-    for j in range(4):
+    """A block's mins in as many lanes as there are: 4 of q4_K, 8 of q2_K, 1 of q5_K."""
+    groups = GROUP // least.size
+    for j in range(least.size):
         total = 0
-        for g in range(4 * j, 4 * j + 4):
+        for g in range(groups * j, groups * j + groups):
             total += int(mins[g]) * int(bsums[g])
         least[j] = fma(step, np.float32(total), least[j])
 
@@ -106,10 +108,20 @@ def multiply(
                     total_large(code, scale, act, totals)
                 if fmt in AROUND_32:
                     take_off_32(scale, act, bsums[t, b * groups : (b + 1) * groups], totals)
+                low, sums = mins[b * groups : (b + 1) * groups], bsums[t, b * groups : (b + 1) * groups]
+                if fmt in MINS_FIRST:
+                    add_mins(low, sums, -act_d[t, b] * dmin[b], lanes)
                 step = d[b] * act_d[t, b]
                 for k in range(LANES):
                     lanes[k] = fma(step, np.float32(totals[k]), lanes[k])
                 if fmt in WITH_MINS:
-                    low = mins[b * groups : (b + 1) * groups]
-                    add_mins(low, bsums[t, b * groups : (b + 1) * groups], -act_d[t, b] * dmin[b], least)
-            out[t, r] = fold(lanes) + fold(least) if fmt in WITH_MINS else fold(lanes)
+                    add_mins(low, sums, -act_d[t, b] * dmin[b], least)
+                elif fmt in WITH_ONE_MIN:
+                    add_mins(low, sums, -act_d[t, b] * dmin[b], least[:1])
+                elif fmt in WITH_M:
+                    least[0] = fma(dmin[b], act_s[t, b], least[0])
+            out[t, r] = fold(lanes)
+            if fmt in WITH_MINS:
+                out[t, r] += fold(least)
+            elif fmt in WITH_ONE_MIN or fmt in WITH_M:
+                out[t, r] += least[0]

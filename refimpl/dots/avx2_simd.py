@@ -3,19 +3,28 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import avx2_jit, small_simd, super_simd
-from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.dots import avx2_jit, runs_simd, small_simd, super_simd
+from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-SMALL = {
+SMALL = {  # and the bias of the codes
     Q8_0.id: (small_simd.avx2_q8_0, 128),
+    Q4_0.id: (small_simd.avx2_q4_0, 8),
+    Q4_1.id: (small_simd.avx2_q4_1, 0),
     Q5_0.id: (small_simd.avx2_q5_0, 16),
-}  # and the bias of the codes
+    Q5_1.id: (small_simd.avx2_q5_1, 0),
+}
 SUPER = {Q4_K.id: super_simd.avx2_q4_k, Q6_K.id: super_simd.avx2_q6_k}
+
+RUNS = {  # and the bias of codes that must lie around 0
+    Q2_K.id: (runs_simd.avx2_q2_k, 0),
+    Q3_K.id: (runs_simd.avx2_q3_k, 4),
+    Q5_K.id: (runs_simd.avx2_q5_k, 0),
+}
 
 
 def multiply(
@@ -24,8 +33,11 @@ def multiply(
     """Multiply rows of blocks with tokens, as avx2_jit.multiply does."""
     if fmt in SUPER:
         SUPER[fmt](raw, acts, act_d, bsums, out)
+    elif fmt in RUNS:
+        run, bias = RUNS[fmt]
+        run(raw, acts, act_d, bsums, super_simd.sum_twos(acts, bias), out)
     elif fmt in SMALL and len(raw) >= small_simd.ROWS:
         kernel, bias = SMALL[fmt]
-        kernel(raw, acts, act_d, small_simd.sum_fours(acts, bias), out)
+        kernel(raw, acts, act_d, act_s, small_simd.sum_fours(acts, bias), out)
     else:
         avx2_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, out)

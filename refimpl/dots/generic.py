@@ -53,6 +53,42 @@ def add_blocks(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
     return result
 
 
+def add_steps_in_turn(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic q4_0: sum += (total * d) * d'. Rounds: total*d; its product with d' and the sum, as madd."""
+    total = multiply_codes(w, a, t).sum(2).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        result = madd(total[:, b] * w.d[:, b], a.d[t, b], result)
+    return result
+
+
+def add_with_m(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic q4_1 and q5_1: sum += (d * d') * total + m * s.
+
+    Rounds: d*d' and m*s; the product with the total and their sum, as madd does; the last sum.
+    """
+    total = multiply_codes(w, a, t).sum(2).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        part = madd(w.d[:, b] * a.d[t, b], total[:, b], w.dmin[:, b] * a.s[t, b])
+        result = result + part
+    return result
+
+
+def add_less_mins(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic q2_K: sum += (d' * d) * total - (d' * dmin) * mins.
+
+    Rounds: d'*d and d'*dmin; the mins' product; the total's and the difference, as madd does; the last sum.
+    """
+    total = multiply_codes(w, a, t).sum(2).astype(np.float32)
+    mins = multiply_mins(w, a, t).sum(2).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(w.d.shape[1]):
+        least = (a.d[t, b] * w.dmin[:, b]) * mins[:, b]
+        result = result + madd(a.d[t, b] * w.d[:, b], total[:, b], -least)
+    return result
+
+
 def add_lanes(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
     """Eight lanes, then the lanes one after the other: the order of generic q3_K, q4_K, q5_K and q6_K.
 
@@ -76,7 +112,18 @@ def add_lanes(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
 
 
 GENERIC: MappingProxyType[str, Callable[[Planes, Activations, int, MultiplyAdd], Floats]] = MappingProxyType(
-    {"q8_0": add_blocks, "q5_0": add_blocks, "q4_k": add_lanes, "q6_k": add_lanes}
+    {
+        "q8_0": add_blocks,
+        "q4_0": add_steps_in_turn,
+        "q4_1": add_with_m,
+        "q5_0": add_blocks,
+        "q5_1": add_with_m,
+        "q2_k": add_less_mins,
+        "q3_k": add_lanes,
+        "q4_k": add_lanes,
+        "q5_k": add_lanes,
+        "q6_k": add_lanes,
+    }
 )
 
 

@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
 from refimpl.dots.planes_jit import unpack_row
-from refimpl.quants.formats import Q4_K, Q6_K
+from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-IN_LANES = (Q4_K.id, Q6_K.id)
-WITH_MINS = (Q4_K.id,)
+IN_LANES = (Q3_K.id, Q4_K.id, Q5_K.id, Q6_K.id)
+WITH_MINS = (Q4_K.id, Q5_K.id)
+STEPS_IN_TURN, WITH_M, LESS_MINS = (Q4_0.id,), (Q4_1.id, Q5_1.id), (Q2_K.id,)
+HAVE_MINS = WITH_MINS + WITH_M + LESS_MINS
 LANES, GROUP, SUB = 8, 16, 32
 ZERO = np.float32(0)
 
@@ -28,14 +30,68 @@ def madd(fused: bool, a: Any, b: Any, c: Any) -> Any:
 
 
 @jit
+def multiply_small(codes: Codes, acts: Codes, b: int) -> Any:
+    """The integers of block b of 32."""
+    total = 0
+    for i in range(b * SUB, (b + 1) * SUB):
+        total += int(codes[i]) * int(acts[i])
+    return np.float32(total)
+
+
+@jit
 def add_blocks(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
     """One row and one token: blocks one after the other. See generic.add_blocks."""
     result = ZERO
     for b in range(d.size):
-        total = 0
-        for i in range(b * SUB, (b + 1) * SUB):
-            total += int(codes[i]) * int(acts[i])
-        result = madd(fused, d[b] * act_d[b], np.float32(total), result)
+        result = madd(fused, d[b] * act_d[b], multiply_small(codes, acts, b), result)
+    return result
+
+
+@jit
+def add_steps_in_turn(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
+    """One row and one token. See generic.add_steps_in_turn."""
+    result = ZERO
+    for b in range(d.size):
+        result = madd(fused, multiply_small(codes, acts, b) * d[b], act_d[b], result)
+    return result
+
+
+@jit
+def add_with_m(
+    codes: Codes, d: Floats, dmin: Floats, acts: Codes, act_d: Floats, act_s: Floats, fused: bool
+) -> Any:
+    """One row and one token. See generic.add_with_m."""
+    result = ZERO
+    for b in range(d.size):
+        total = multiply_small(codes, acts, b)
+        result += madd(fused, d[b] * act_d[b], total, dmin[b] * act_s[b])
+    return result
+
+
+@jit
+def add_less_mins(
+    codes: Codes,
+    scales: Shorts,
+    mins: Shorts,
+    d: Floats,
+    dmin: Floats,
+    acts: Codes,
+    act_d: Floats,
+    bsums: Shorts,
+    fused: bool,
+) -> Any:
+    """One row and one token. See generic.add_less_mins."""
+    result = ZERO
+    for b in range(d.size):
+        total, least = 0, 0
+        for g in range(b * GROUP, (b + 1) * GROUP):
+            part = 0
+            for i in range(g * GROUP, (g + 1) * GROUP):
+                part += int(codes[i]) * int(acts[i])
+            total += part * int(scales[g])
+            least += int(mins[g]) * int(bsums[g])
+        taken = (act_d[b] * dmin[b]) * np.float32(least)
+        result += madd(fused, act_d[b] * d[b], np.float32(total), -taken)
     return result
 
 
@@ -99,7 +155,7 @@ def multiply(
     n, blocks = acts.shape[1], act_d.shape[1]
     codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
     scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)
-    d, dmin = np.empty(blocks, np.float32), np.empty(blocks if fmt in WITH_MINS else 0, np.float32)
+    d, dmin = np.empty(blocks, np.float32), np.empty(blocks if fmt in HAVE_MINS else 0, np.float32)
     lanes, totals = np.empty(LANES, np.float32), np.empty(LANES, np.int64)
     for r in range(raw.shape[0]):
         unpack_row(fmt, raw[r], codes, scales, mins, d, dmin, scratch)
@@ -108,5 +164,11 @@ def multiply(
                 out[t, r] = add_lanes(
                     codes, scales, mins, d, dmin, acts[t], act_d[t], bsums[t], fused, lanes, totals
                 )
+            elif fmt in LESS_MINS:
+                out[t, r] = add_less_mins(codes, scales, mins, d, dmin, acts[t], act_d[t], bsums[t], fused)
+            elif fmt in WITH_M:
+                out[t, r] = add_with_m(codes, d, dmin, acts[t], act_d[t], act_s[t], fused)
+            elif fmt in STEPS_IN_TURN:
+                out[t, r] = add_steps_in_turn(codes, d, acts[t], act_d[t], fused)
             else:
                 out[t, r] = add_blocks(codes, d, acts[t], act_d[t], fused)

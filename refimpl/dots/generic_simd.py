@@ -3,18 +3,26 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import generic_jit, small_simd, super_simd
-from refimpl.quants.formats import Q4_K, Q5_0, Q6_K, Q8_0
+from refimpl.dots import generic_jit, runs_simd, small_simd, super_simd
+from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-SMALL = {
+SMALL = {  # and the bias of the codes
     Q8_0.id: (small_simd.generic_q8_0, 128),
+    Q4_0.id: (small_simd.generic_q4_0, 8),
+    Q4_1.id: (small_simd.generic_q4_1, 0),
     Q5_0.id: (small_simd.generic_q5_0, 16),
-}  # and the codes' bias
+    Q5_1.id: (small_simd.generic_q5_1, 0),
+}
+
+TURNED = {  # and the bias of codes that must lie around 0
+    Q3_K.id: (runs_simd.generic_q3_k, 4),
+    Q5_K.id: (runs_simd.generic_q5_k, 0),
+}
 
 
 def multiply(
@@ -32,11 +40,16 @@ def multiply(
         super_simd.generic_q4_k(raw, turn(acts), act_d, bsums, fused, out)
     elif fmt == Q6_K.id:
         turned = turn(acts)
-        twos = turned.reshape(len(acts), -1, 2).sum(2, dtype=np.int16) * np.int16(32)
-        super_simd.generic_q6_k(raw, turned, act_d, twos, fused, out)
+        super_simd.generic_q6_k(raw, turned, act_d, super_simd.sum_twos(turned, 32), fused, out)
+    elif fmt in TURNED:
+        run, bias = TURNED[fmt]
+        turned = turn(acts)
+        run(raw, turned, act_d, bsums, super_simd.sum_twos(turned, bias), fused, out)
+    elif fmt == Q2_K.id:
+        runs_simd.generic_q2_k(raw, acts, act_d, bsums, super_simd.sum_twos(acts, 0), fused, out)
     elif fmt in SMALL and len(raw) >= small_simd.ROWS:
         kernel, bias = SMALL[fmt]
-        kernel(raw, acts, act_d, small_simd.sum_fours(acts, bias), fused, out)
+        kernel(raw, acts, act_d, act_s, small_simd.sum_fours(acts, bias), fused, out)
     else:
         generic_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, fused, out)
 

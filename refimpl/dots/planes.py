@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half
+from refimpl.quants import q2_k as q2k
+from refimpl.quants import q3_k as q3k
+from refimpl.quants import q4_0 as q40
 from refimpl.quants import q4_k as q4k
 from refimpl.quants import q5_0 as q50
+from refimpl.quants import q5_k as q5k
 from refimpl.quants import q6_k as q6k
 from refimpl.quants.formats import Format
 
@@ -24,7 +28,7 @@ GROUP = 16  # codes under one scale; a sub-block of 32 says its scale twice
 class Planes(NamedTuple):
     """m rows of weights, each of them of n weights in n/size blocks.
 
-    w[i] = d * scale * code - dmin * min, with what the format lacks left out
+    w[i] = d * scale * code - dmin * min, with what the format lacks left out; q4_1 and q5_1 add dmin
     """
 
     codes: NDArray[np.int8]  # [m, n] signed
@@ -53,6 +57,39 @@ def unpack_q5_0(blocks: Records) -> tuple[Any, ...]:
     return q50.unpack_codes(blocks) - 16, None, None, _halves(blocks["d"]), None
 
 
+def unpack_q4_0(blocks: Records) -> tuple[Any, ...]:
+    """Take Q4_0 apart: codes around 0."""
+    return q40.unpack_codes(blocks["qs"]) - 8, None, None, _halves(blocks["d"]), None
+
+
+def unpack_q4_1(blocks: Records) -> tuple[Any, ...]:
+    """Take Q4_1 apart: dmin stands for its m, which is added."""
+    return q40.unpack_codes(blocks["qs"]), None, None, _halves(blocks["d"]), _halves(blocks["m"])
+
+
+def unpack_q5_1(blocks: Records) -> tuple[Any, ...]:
+    """Take Q5_1 apart: dmin stands for its m, which is added."""
+    return q50.unpack_codes(blocks), None, None, _halves(blocks["d"]), _halves(blocks["m"])
+
+
+def unpack_q2_k(blocks: Records) -> tuple[Any, ...]:
+    """Take Q2_K apart: 16 scales and mins."""
+    scales, codes = blocks["scales"], q2k.unpack_pairs(blocks["qs"])
+    return codes, scales & 15, scales >> 4, _halves(blocks["d"]), _halves(blocks["dmin"])
+
+
+def unpack_q3_k(blocks: Records) -> tuple[Any, ...]:
+    """Take Q3_K apart: codes around 0, 16 signed scales."""
+    scales = q3k.unpack_scales(blocks["scales"])
+    return q3k.unpack_codes(blocks) - 4, scales, None, _halves(blocks["d"]), None
+
+
+def unpack_q5_k(blocks: Records) -> tuple[Any, ...]:
+    """Take Q5_K apart: 8 scales and mins, each for two groups."""
+    scales, mins = (v.repeat(2, 1) for v in q4k.unpack_scales(blocks["scales"]))
+    return q5k.unpack_codes(blocks), scales, mins, _halves(blocks["d"]), _halves(blocks["dmin"])
+
+
 def unpack_q4_k(blocks: Records) -> tuple[Any, ...]:
     """Take Q4_K apart: 8 scales and mins, each for two groups."""
     scales, mins = q4k.unpack_scales(blocks["scales"])
@@ -73,7 +110,18 @@ def unpack_q6_k(blocks: Records) -> tuple[Any, ...]:
 
 # Each takes [N] records and gives codes [N, size], scales [N, size/16] or None, mins the same, d [N], dmin [N] or None.
 UNPACK: MappingProxyType[str, Callable[[Records], tuple[Any, ...]]] = MappingProxyType(
-    {"q8_0": unpack_q8_0, "q5_0": unpack_q5_0, "q4_k": unpack_q4_k, "q6_k": unpack_q6_k}
+    {
+        "q8_0": unpack_q8_0,
+        "q4_0": unpack_q4_0,
+        "q4_1": unpack_q4_1,
+        "q5_0": unpack_q5_0,
+        "q5_1": unpack_q5_1,
+        "q2_k": unpack_q2_k,
+        "q3_k": unpack_q3_k,
+        "q4_k": unpack_q4_k,
+        "q5_k": unpack_q5_k,
+        "q6_k": unpack_q6_k,
+    }
 )
 
 

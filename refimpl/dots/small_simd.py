@@ -14,7 +14,8 @@ from refimpl.arith.simd import Lanes, fill, inlined, select
 from refimpl.arith.simd_dot import add_fours, fma
 from refimpl.arith.simd_lanes import convert, decode_half, join, mask_from, permutation, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, prefetch, store
-from refimpl.quants.formats import Q5_0, Q8_0
+from refimpl.dots.super_simd import madd
+from refimpl.quants.formats import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -24,8 +25,12 @@ Floats = NDArray[np.float32]
 ROWS = 4  # the fewest that the kernels take
 AHEAD = 4096  # bytes that are asked for before they are read
 ZERO = np.float32(0)
+PLAIN, WITH_M, IN_TURN = 0, 1, 2  # sum += d*d' * total; the same + m*s; sum += total*d * d'
 Q8_0_BYTES, Q8_0_QS = Q8_0.block.itemsize, Q8_0.offset("qs")
+Q4_0_BYTES, Q4_0_QS = Q4_0.block.itemsize, Q4_0.offset("qs")
+Q4_1_BYTES, Q4_1_QS = Q4_1.block.itemsize, Q4_1.offset("qs")
 Q5_0_BYTES, Q5_0_QH, Q5_0_QS = Q5_0.block.itemsize, Q5_0.offset("qh"), Q5_0.offset("qs")
+Q5_1_BYTES, Q5_1_QH, Q5_1_QS = Q5_1.block.itemsize, Q5_1.offset("qh"), Q5_1.offset("qs")
 
 EACH_8 = permutation([k for k in range(4) for _ in range(8)])
 FOUR_TIMES = permutation([*range(8)] * 4)
@@ -64,11 +69,41 @@ def fold(v: Lanes) -> Lanes:
 
 
 @inlined
+def load_nibbles(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]: the low nibbles of 16 bytes, then the high ones."""
+    q = load(raw, at, 16)
+    return join(q & np.uint8(15), q >> np.uint8(4))
+
+
+@inlined
+def codes_q4_0(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]: code + 8."""
+    return load_nibbles(raw, at + Q4_0_QS)
+
+
+@inlined
+def codes_q4_1(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]."""
+    return load_nibbles(raw, at + Q4_1_QS)
+
+
+@inlined
+def load_fifths(raw: Bytes, qh: int, qs: int) -> Lanes:
+    """uint8 [32]: nibbles with a fifth bit; bit k of qh is that of code k."""
+    low = load_nibbles(raw, qs)
+    return select(mask_from(peek(raw, qh, np.uint32)), low | np.uint8(16), low)
+
+
+@inlined
 def codes_q5_0(raw: Bytes, at: int) -> Lanes:
-    """uint8 [32]: code + 16. Bit k of qh is the fifth bit of code k."""
-    q = load(raw, at + Q5_0_QS, 16)
-    low = join(q & np.uint8(15), q >> np.uint8(4))
-    return select(mask_from(peek(raw, at + Q5_0_QH, np.uint32)), low | np.uint8(16), low)
+    """uint8 [32]: code + 16."""
+    return load_fifths(raw, at + Q5_0_QH, at + Q5_0_QS)
+
+
+@inlined
+def codes_q5_1(raw: Bytes, at: int) -> Lanes:
+    """uint8 [32]."""
+    return load_fifths(raw, at + Q5_1_QH, at + Q5_1_QS)
 
 
 @inlined
@@ -90,15 +125,23 @@ def load_steps(raw: Bytes, at: int, row: int) -> Lanes:
 
 @inlined
 def multiply_avx2(
-    codes: Any, size: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats
+    codes: Any,
+    form: int,
+    size: int,
+    raw: Bytes,
+    acts: Codes,
+    act_d: Floats,
+    act_s: Floats,
+    fours: Ints,
+    out: Floats,
 ) -> None:
-    """The order avx2: blocks of `size` bytes that begin with d, 4 rows or more."""
+    """The order avx2: blocks of `size` bytes that begin with d, and m where the form is WITH_M; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
     row = blocks * size
     for start in range(0, m, 4):
         r = min(start, m - 4)
         for t in range(tokens):
-            lanes = fill(ZERO, 32)
+            lanes, least = fill(ZERO, 32), fill(ZERO, 4)
             for b in range(blocks):
                 at, i = r * row + b * size, t * blocks + b
                 for k in range(4):
@@ -106,14 +149,25 @@ def multiply_avx2(
                 total = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
                 step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
                 lanes = fma(EACH_8(step), convert(total, np.float32), lanes)
-            store(out, t * m + r, fold(lanes))
+                if form == WITH_M:
+                    least = fma(load_steps(raw, at + 2, row), fill(get(act_s, i), 4), least)
+            store(out, t * m + r, fold(lanes) + least if form == WITH_M else fold(lanes))
 
 
 @inlined
 def multiply_generic(
-    codes: Any, size: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats
+    codes: Any,
+    form: int,
+    size: int,
+    raw: Bytes,
+    acts: Codes,
+    act_d: Floats,
+    act_s: Floats,
+    fours: Ints,
+    fused: bool,
+    out: Floats,
 ) -> None:
-    """The order generic: blocks of `size` bytes that begin with d, 4 rows or more."""
+    """The order generic: blocks of `size` bytes that begin with d, and m where the form is WITH_M; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
     row = blocks * size
     for start in range(0, m, 4):
@@ -125,27 +179,73 @@ def multiply_generic(
                 for k in range(4):
                     prefetch(raw, at + k * row + AHEAD)
                 lanes = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
-                total = convert(fold(lanes), np.float32)
-                step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
-                result = fma(step, total, result) if fused else result + step * total
+                total, d = convert(fold(lanes), np.float32), load_steps(raw, at, row)
+                act_step = fill(get(act_d, i), 4)
+                if form == WITH_M:
+                    low = load_steps(raw, at + 2, row) * fill(get(act_s, i), 4)
+                    result = result + madd(fused, d * act_step, total, low)
+                elif form == IN_TURN:
+                    result = madd(fused, total * d, act_step, result)
+                else:
+                    result = madd(fused, d * act_step, total, result)
             store(out, t * m + r, result)
 
 
 @jit
-def avx2_q8_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q8_0, Q8_0_BYTES, raw, acts, act_d, fours, out)
+def avx2_q8_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
-def avx2_q5_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q5_0, Q5_0_BYTES, raw, acts, act_d, fours, out)
+def generic_q8_0(
+    raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    multiply_generic(codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
 
 
 @jit
-def generic_q8_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
-    multiply_generic(codes_q8_0, Q8_0_BYTES, raw, acts, act_d, fours, fused, out)
+def avx2_q4_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q4_0, PLAIN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
-def generic_q5_0(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
-    multiply_generic(codes_q5_0, Q5_0_BYTES, raw, acts, act_d, fours, fused, out)
+def generic_q4_0(
+    raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    multiply_generic(codes_q4_0, IN_TURN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+
+
+@jit
+def avx2_q4_1(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, out)
+
+
+@jit
+def generic_q4_1(
+    raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    multiply_generic(codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+
+
+@jit
+def avx2_q5_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, out)
+
+
+@jit
+def generic_q5_0(
+    raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    multiply_generic(codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+
+
+@jit
+def avx2_q5_1(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
+    multiply_avx2(codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, out)
+
+
+@jit
+def generic_q5_1(
+    raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
+) -> None:
+    multiply_generic(codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, fused, out)

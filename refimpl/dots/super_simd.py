@@ -55,6 +55,18 @@ G01, G23, G45, G67 = (permutation([g, g + 1] * 8 + [g + 2, g + 3] * 8) for g in 
 EVEN, ODD = permutation(range(0, 16, 2)), permutation(range(1, 16, 2))
 
 
+@jit
+def sum_twos(acts: Codes, bias: int) -> Shorts:
+    """The bias times the sums of 2 activations: [t, n] int8 -> [t, n/2] int16; n a multiple of 32. None for bias 0."""
+    if bias == 0:
+        return np.empty((acts.shape[0], 0), np.int16)
+    out = np.empty((acts.shape[0], acts.shape[1] // 2), np.int16)
+    for i in range(0, acts.size, 32):
+        twos = multiply_bytes(fill(np.uint8(1), 32), load(acts, i, 32))
+        store(out, i // 2, twos * np.int16(bias))
+    return out
+
+
 @inlined
 def fold8(v: Lanes) -> Any:
     """Add 8 lanes as ggml does: see avx2.fold."""

@@ -6,14 +6,14 @@ from numpy.typing import NDArray
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
 from refimpl.dots.planes_jit import unpack_row
-from refimpl.quants.formats import Q4_K
+from refimpl.quants.formats import Q2_K, Q4_K, Q5_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-WITH_MINS = (Q4_K.id,)
+WITH_MINS = (Q2_K.id, Q4_K.id, Q5_K.id)
 GROUP, GROUPS = 16, 16
 ZERO = np.float32(0)
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_dot import add_fours, fma, multiply_words
-from refimpl.arith.simd_lanes import convert, decode_half, first, high_half, join, reinterpret
+from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
 from refimpl.dots import tiled_jit
-from refimpl.quants.formats import Q4_K, Q6_K
-from refimpl.quants.six_bit_simd import unpack_scales
+from refimpl.dots.super_simd import EVEN
+from refimpl.dots.unpack_simd import unpack_q2_k, unpack_q3_k, unpack_q4_k, unpack_q5_k, unpack_q6_k
+from refimpl.quants.formats import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -26,36 +27,9 @@ Floats = NDArray[np.float32]
 
 TOKENS, ROWS, TOGETHER = 32, 16, 4  # lanes; rows taken apart at a time; rows multiplied at a time
 BLOCK, GROUPS = 256, 16
+Q2_K_BYTES, Q3_K_BYTES, Q4_K_BYTES = Q2_K.block.itemsize, Q3_K.block.itemsize, Q4_K.block.itemsize
+Q5_K_BYTES, Q6_K_BYTES = Q5_K.block.itemsize, Q6_K.block.itemsize
 ZERO, NONE = np.float32(0), np.int32(0)
-
-
-@inlined
-def unpack_q4_k(raw: Bytes, at: int, q: Bytes, i: int, scales: Ints, low: Shorts, j: int) -> Any:
-    """Take one block apart: codes to q[i], scales to scales[j], mins to low[j], a group of 16 each. Returns d, dmin."""
-    for k in range(4):
-        v = load(raw, at + 16 + 32 * k, 32)
-        store(q, i + 64 * k, v & np.uint8(15))
-        store(q, i + 64 * k + 32, v >> np.uint8(4))
-    scale, least = unpack_scales(raw, at + 4)
-    store(scales, j, convert(scale, np.int32))
-    store(low, j, convert(least, np.int16))
-    d = decode_half(reinterpret(load(raw, at, 4), np.uint16))
-    return first(d), first(high_half(d))
-
-
-@inlined
-def unpack_q6_k(raw: Bytes, at: int, q: Bytes, i: int, scales: Ints, low: Shorts, j: int) -> Any:
-    """Take one block apart: codes as 0..63, so that low is 32 times the scale."""
-    for h in range(2):
-        v, high = load(raw, at + 64 * h, 64), load(raw, at + 128 + 32 * h, 32)
-        top = join(high << np.uint8(4), high << np.uint8(2)) & np.uint8(0x30)
-        store(q, i + 128 * h, (v & np.uint8(15)) | top)
-        top = join(high, high >> np.uint8(2)) & np.uint8(0x30)
-        store(q, i + 128 * h + 64, (v >> np.uint8(4)) | top)
-    scale = reinterpret(load(raw, at + 192, 16), np.int8)
-    store(scales, j, convert(scale, np.int32))
-    store(low, j, convert(scale, np.int16) << np.int16(5))
-    return first(decode_half(reinterpret(load(raw, at + 208, 2), np.uint16))), ZERO
 
 
 @inlined
@@ -158,14 +132,21 @@ def multiply_tiles(
         for k in range(ROWS):
             for b in range(blocks):
                 at = (min(r + k, m - 1) * blocks + b) * size
-                steps = unpack(raw, at, q, k * n + b * BLOCK, scales, low, k * groups + b * 64 // per)
-                put(d, k * blocks + b, steps[0])
-                put(dmin, k * blocks + b, steps[1])
+                scale, off, step, least = unpack(raw, at, q, k * n + b * BLOCK)
+                j = k * groups + b * 64 // per
+                if per == 4:
+                    store(scales, j, convert(scale, np.int32))
+                    store(low, j, off)
+                else:
+                    store(scales, j, convert(EVEN(scale), np.int32))
+                    store(low, j, EVEN(off))
+                put(d, k * blocks + b, step)
+                put(dmin, k * blocks + b, least)
         for t in range(0, tokens, TOKENS):
             acc[:] = ZERO
             for b in range(blocks):
                 at = t // TOKENS * blocks + b
-                step = load(act_d, at * TOKENS, 32)
+                act_step = load(act_d, at * TOKENS, 32)
                 for k in range(0, ROWS, TOGETHER):
                     found = multiply_block(
                         per,
@@ -181,13 +162,19 @@ def multiply_tiles(
                         at * 64 // per * TOKENS,
                     )
                     i = k * blocks + b
-                    add_block(mins, found[0], found[4], get(d, i), get(dmin, i), step, acc, k * TOKENS)
+                    add_block(mins, found[0], found[4], get(d, i), get(dmin, i), act_step, acc, k * TOKENS)
                     i += blocks
-                    add_block(mins, found[1], found[5], get(d, i), get(dmin, i), step, acc, (k + 1) * TOKENS)
+                    add_block(
+                        mins, found[1], found[5], get(d, i), get(dmin, i), act_step, acc, (k + 1) * TOKENS
+                    )
                     i += blocks
-                    add_block(mins, found[2], found[6], get(d, i), get(dmin, i), step, acc, (k + 2) * TOKENS)
+                    add_block(
+                        mins, found[2], found[6], get(d, i), get(dmin, i), act_step, acc, (k + 2) * TOKENS
+                    )
                     i += blocks
-                    add_block(mins, found[3], found[7], get(d, i), get(dmin, i), step, acc, (k + 3) * TOKENS)
+                    add_block(
+                        mins, found[3], found[7], get(d, i), get(dmin, i), act_step, acc, (k + 3) * TOKENS
+                    )
             put_tile(acc, r, t, out)
 
 
@@ -205,18 +192,37 @@ def put_tile(acc: Floats, r: int, t: int, out: Floats) -> None:
 
 
 @jit
+def tiled_q2_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_q2_k, 4, True, Q2_K_BYTES, raw, acts, sums, act_d, out)
+
+
+@jit
+def tiled_q3_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_q3_k, 4, False, Q3_K_BYTES, raw, acts, sums, act_d, out)
+
+
+@jit
 def tiled_q4_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    """Rows of Q4_K with tokens."""
-    multiply_tiles(unpack_q4_k, 8, True, 144, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q4_k, 8, True, Q4_K_BYTES, raw, acts, sums, act_d, out)
+
+
+@jit
+def tiled_q5_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_q5_k, 8, True, Q5_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q6_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    """Rows of Q6_K with tokens."""
-    multiply_tiles(unpack_q6_k, 4, False, 210, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q6_k, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
 
 
-KERNELS = {Q4_K.id: (tiled_q4_k, 2), Q6_K.id: (tiled_q6_k, 1)}  # and how many groups of 16 a scale holds for
+KERNELS = {  # and how many groups of 16 a scale holds for
+    Q2_K.id: (tiled_q2_k, 1),
+    Q3_K.id: (tiled_q3_k, 1),
+    Q4_K.id: (tiled_q4_k, 2),
+    Q5_K.id: (tiled_q5_k, 2),
+    Q6_K.id: (tiled_q6_k, 1),
+}
 
 
 def lay_out(acts: Codes, act_d: Floats, bsums: Shorts, joined: int) -> tuple[Codes, Shorts, Floats]:

@@ -105,3 +105,90 @@ float dot_q6_k(int n, const uint8_t *w, const uint8_t *a) {
     }
     return add_up(0, lane);
 }
+
+static void nibbles(const uint8_t *qs, int8_t *q, int less) {
+    for (int i = 0; i < 16; i++) {
+        q[i] = (int8_t)((qs[i] & 15) - less);
+        q[i + 16] = (int8_t)((qs[i] >> 4) - less);
+    }
+}
+
+float dot_q4_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 18, a += 34) {
+        int8_t q[32];
+        nibbles(w + 2, q, 8);
+        sum += dot32(q, a + 2) * half(w) * half(a);
+    }
+    return sum;
+}
+
+float dot_q4_1(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 20, a += 36) {
+        int8_t q[32];
+        nibbles(w + 4, q, 0);
+        sum += (half(w) * half(a)) * dot32(q, a + 4) + half(w + 2) * half(a + 2);
+    }
+    return sum;
+}
+
+float dot_q5_1(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 24, a += 36) {
+        int8_t q[32];
+        nibbles(w + 8, q, 0);
+        for (int i = 0; i < 32; i++) q[i] |= (w[4 + i / 8] >> i % 8 & 1) << 4;
+        sum += (half(w) * half(a)) * dot32(q, a + 4) + half(w + 2) * half(a + 2);
+    }
+    return sum;
+}
+
+float dot_q2_k(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 84, a += 292) {
+        int total = 0, mins = 0;
+        for (int g = 0; g < 16; g++) {
+            int part = 0;
+            for (int i = 16 * g; i < 16 * g + 16; i++)
+                part += (w[16 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3) * (int8_t)a[4 + i];
+            total += (w[g] & 15) * part;
+            mins += (w[g] >> 4) * bsum(a, g);
+        }
+        sum += single(a) * half(w + 80) * total - single(a) * half(w + 82) * mins;
+    }
+    return sum;
+}
+
+float dot_q3_k(int n, const uint8_t *w, const uint8_t *a) {
+    float lane[8] = {0};
+    for (int b = 0; b < n / 256; b++, w += 110, a += 292) {
+        int scale[16];
+        int8_t q[256];
+        for (int i = 0; i < 256; i++) {
+            const int low = w[32 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3, high = w[i % 32] >> i / 32 & 1;
+            q[i] = (int8_t)((low | high << 2) - 4);
+        }
+        for (int j = 0; j < 16; j++)
+            scale[j] = ((w[96 + j % 8] >> j / 8 * 4 & 15) | (w[104 + j % 4] >> j / 4 * 2 & 3) << 4) - 32;
+        add_lanes(lane, half(w + 108) * single(a), q, scale, 16, a + 4);
+    }
+    return add_up(0, lane);
+}
+
+float dot_q5_k(int n, const uint8_t *w, const uint8_t *a) {
+    float lane[8] = {0}, sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 176, a += 292) {
+        int scale[8], least[8], mins = 0;
+        int8_t q[256];
+        six_bits(w + 4, scale, least);
+        for (int i = 0; i < 256; i++) {
+            const int low = w[48 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15, high = w[16 + i % 32] >> i / 32 & 1;
+            q[i] = (int8_t)(low | high << 4);
+        }
+        for (int g = 0; g < 16; g++) mins += least[g / 2] * bsum(a, g);
+        add_lanes(lane, half(w) * single(a), q, scale, 32, a + 4);
+        sum -= half(w + 2) * single(a) * mins;
+    }
+    return add_up(sum, lane);
+}
