@@ -117,7 +117,7 @@ def multiply(twin, fmt, order, raw, acts, out):
 
 
 def find_orders(fmt):
-    return [o for o in ORDERS if o != "tiled" or dots.PARTNERS[fmt] == "q8_k"]
+    return ORDERS
 
 
 @pytest.mark.parametrize("offset", [0, 1, 7])

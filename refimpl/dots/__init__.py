@@ -23,9 +23,9 @@ Array = NDArray[Any]
 # The activations that ggml quantizes for each format's dot product.
 PARTNERS = MappingProxyType(
     {
-        **dict.fromkeys(("q8_0", "q4_0", "q5_0"), "q8_0"),
+        **dict.fromkeys(("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4", "nvfp4", "q1_0", "q2_0"), "q8_0"),
         **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
-        **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "q8_k"),
+        **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"), "q8_k"),
     }
 )
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
@@ -131,7 +131,7 @@ def matmul_each(
         for h in range(heads):
             out[h] = matmul(raw[h], fmt, x[h], activation, order)
         return out
-    kind, order = activations[activation], _order_for(order, activation)
+    kind = activations[activation]
     encoder = "reference" if order.startswith("generic") else "avx2"
     codes = encode(x.reshape(heads * t, n), activation, encoder)
     text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{KERNELS[order]}")
@@ -147,11 +147,6 @@ def matmul_each(
     for _ in map_units([slice(h, min(h + step, heads)) for h in range(0, heads, step)], work, jobs):
         pass
     return out
-
-
-def _order_for(order: str, activation: str) -> str:
-    """ggml's tiles are for q8_k alone."""
-    return "avx2" if order == "tiled" and activation != "q8_k" else order
 
 
 def _check(raw: Any, fmt: Format, x: Any) -> int:
@@ -177,16 +172,14 @@ def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: st
     encoder = "reference" if order.startswith("generic") else "avx2"
     kind = activations[activation]
     acts = planes.split(encode(x, activation, encoder, reference), kind)
-    order = _order_for(order, activation)
     text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{'' if reference else KERNELS[order]}")
     fused = [order == "generic-fma"] if order.startswith("generic") else []
 
     def work(rows: slice) -> Array:
         out = np.empty((len(x), rows.stop - rows.start), np.float32)
         if reference:
-            name = [] if order == "tiled" else [fmt.name]
             with np.errstate(all="ignore"):
-                text.multiply(planes.unpack(raw[rows], fmt), acts, *name, *fused, out)
+                text.multiply(planes.unpack(raw[rows], fmt), acts, fmt.name, *fused, out)
         else:
             text.multiply(fmt.id, raw[rows], *acts, *fused, out)
         return out

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.fma import fma
+from refimpl.dots import generic
 from refimpl.dots.generic import multiply_codes, multiply_mins
 from refimpl.dots.planes import GROUP, Activations, Planes
 
@@ -86,17 +87,68 @@ def add_mins_first(w: Planes, a: Activations, t: int) -> Floats:
     return fold(lanes)
 
 
-def add_around_32(w: Planes, a: Activations, t: int) -> Floats:
-    """q6_K: its codes are multiplied as 0..63, and the 32 too many come off each lane by group sums.
+def add_around(bias: int) -> Callable[[Planes, Activations, int], Floats]:
+    """q6_K, tq1_0 and tq2_0: codes are multiplied as they are stored, and the bias comes off each lane by group sums.
 
-    total[k] = sum in lane k of scale * (code + 32) * code'  -  32 * (scale * bsum of the groups 2k and 2k + 1)
+    total[k] = sum in lane k of scale * (code + bias) * code'  -  bias * (scale * bsum of the groups 2k and 2k + 1)
     """
-    blocks = (*w.d.shape, -1)
-    sums = w.scales.astype(np.int32) * a.bsums[t]
-    too_many = sums.reshape(*w.d.shape, LANES, 2).sum(3)
-    shifted = w.scales.repeat(GROUP, 1).astype(np.int32) * (w.codes.astype(np.int32) + 32) * a.codes[t]
-    in_lanes = shifted.reshape(*blocks, LANES, RUN).sum((2, 4))
-    return fold(add_lanes(w, a, t, (in_lanes - 32 * too_many).astype(np.float32)))
+
+    def add(w: Planes, a: Activations, t: int) -> Floats:
+        blocks = w.d.shape
+        scales = (
+            w.scales.astype(np.int32) if w.scales.size else np.ones((len(w.d), a.bsums.shape[1]), np.int32)
+        )
+        too_many = (scales * a.bsums[t]).reshape(*blocks, LANES, 2).sum(3)
+        stored = scales.repeat(GROUP, 1) * (w.codes.astype(np.int32) + bias) * a.codes[t]
+        in_lanes = stored.reshape(*blocks, -1, LANES, RUN).sum((2, 4))
+        return fold(add_lanes(w, a, t, (in_lanes - bias * too_many).astype(np.float32)))
+
+    return add
+
+
+def add_by_twos(w: Planes, a: Activations, t: int) -> Floats:
+    """iq4_nl and mxfp4: even blocks and odd ones have lanes of their own, added before they are folded.
+
+    A last block without a partner is added to the folded sum: sum = fma(d * d', total, sum).
+    """
+    total, blocks = total_lanes(w, a, t), w.d.shape[1]
+    lanes = np.zeros((2, len(w.d), LANES), np.float32)
+    for b in range(blocks // 2 * 2):
+        lanes[b % 2] = fma((a.d[t, b] * w.d[:, b])[:, None], total[:, b], lanes[b % 2])
+    result = fold(lanes[0] + lanes[1])
+    if blocks % 2:
+        whole = multiply_codes(w, a, t)[:, -1].sum(1).astype(np.float32)
+        result = fma(a.d[t, -1] * w.d[:, -1], whole, result)
+    return result
+
+
+def add_halves(w: Planes, a: Activations, t: int) -> Floats:
+    """nvfp4: of each 32 weights, the first 4 lanes have the first step, the others the second."""
+    products = (w.codes.astype(np.int32) * a.codes[t]).reshape(len(w.d), -1, LANES, RUN)
+    total = products.sum(3).astype(np.float32)
+    lanes = np.zeros((len(w.d), LANES), np.float32)
+    for b in range(total.shape[1]):
+        step = (w.d[:, 2 * b : 2 * b + 2] * a.d[t, b]).repeat(4, 1)
+        lanes = fma(step, total[:, b], lanes)
+    return fold(lanes)
+
+
+def add_blocks_of_blocks(w: Planes, a: Activations, t: int) -> Floats:
+    """q1_0: part[k] = d' * total[k], then fma for 3 more activation blocks; lane[k] = fma(d, part[k], lane[k])."""
+    products = (w.codes.astype(np.int32) * a.codes[t]).reshape(*w.d.shape, -1, LANES, RUN)
+    total = products.sum(4).astype(np.float32)
+    lanes = np.zeros((len(w.d), LANES), np.float32)
+    for b in range(w.d.shape[1]):
+        part = a.d[t, 4 * b] * total[:, b, 0]
+        for k in range(1, 4):
+            part = fma(a.d[t, 4 * b + k], total[:, b, k], part)
+        lanes = fma(w.d[:, b, None], part, lanes)
+    return fold(lanes)
+
+
+def add_as_generic(w: Planes, a: Activations, t: int) -> Floats:
+    """q2_0: ggml has no other text than the generic one, which its AVX2 build fuses."""
+    return generic.add_blocks_of_blocks(w, a, t, fma)
 
 
 AVX2: MappingProxyType[str, Callable[[Planes, Activations, int], Floats]] = MappingProxyType(
@@ -110,7 +162,15 @@ AVX2: MappingProxyType[str, Callable[[Planes, Activations, int], Floats]] = Mapp
         "q3_k": add_plain,
         "q4_k": add_with_mins,
         "q5_k": add_with_one_min,
-        "q6_k": add_around_32,
+        "q6_k": add_around(32),
+        "iq4_nl": add_by_twos,
+        "iq4_xs": add_plain,
+        "mxfp4": add_by_twos,
+        "nvfp4": add_halves,
+        "tq1_0": add_around(1),
+        "tq2_0": add_around(1),
+        "q1_0": add_blocks_of_blocks,
+        "q2_0": add_as_generic,
     }
 )
 

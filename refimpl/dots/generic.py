@@ -89,6 +89,47 @@ def add_less_mins(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Float
     return result
 
 
+def add_sub_blocks(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic iq4_xs: of each sub-block of 32, sum += ((d * d') * scale) * total.
+
+    Rounds: d*d'; that times the scale; its product with the total and the sum, as madd does.
+    """
+    total = (w.codes.astype(np.int32) * a.codes[t]).reshape(len(w.d), -1, 32).sum(2).astype(np.float32)
+    scale = w.scales[:, ::2].astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for s in range(total.shape[1]):
+        step = (w.d[:, s // 8] * a.d[t, s // 8]) * scale[:, s]
+        result = madd(step, total[:, s], result)
+    return result
+
+
+def add_groups(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic nvfp4: of each 16 weights, sum += (d' * d) * total. Rounds: as add_blocks."""
+    total = multiply_codes(w, a, t).sum(2).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for g in range(w.d.shape[1]):
+        result = madd(a.d[t, g // 2] * w.d[:, g], total[:, g], result)
+    return result
+
+
+def add_blocks_of_blocks(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
+    """The order of generic q1_0 and q2_0, whose blocks meet several steps: part += d' * total, sum += d * part.
+
+    Rounds: products and sums, as madd does.
+    """
+    blocks = w.d.shape[1]
+    each = a.d.shape[1] // blocks
+    products = (w.codes.astype(np.int32) * a.codes[t]).reshape(len(w.d), blocks, each, -1)
+    total = products.sum(3).astype(np.float32)
+    result = np.zeros(len(w.d), np.float32)
+    for b in range(blocks):
+        part = np.zeros(len(w.d), np.float32)
+        for k in range(each):
+            part = madd(a.d[t, b * each + k], total[:, b, k], part)
+        result = madd(w.d[:, b], part, result)
+    return result
+
+
 def add_lanes(w: Planes, a: Activations, t: int, madd: MultiplyAdd) -> Floats:
     """Eight lanes, then the lanes one after the other: the order of generic q3_K, q4_K, q5_K and q6_K.
 
@@ -123,6 +164,14 @@ GENERIC: MappingProxyType[str, Callable[[Planes, Activations, int, MultiplyAdd],
         "q4_k": add_lanes,
         "q5_k": add_lanes,
         "q6_k": add_lanes,
+        "iq4_nl": add_blocks,
+        "iq4_xs": add_sub_blocks,
+        "mxfp4": add_blocks,
+        "nvfp4": add_groups,
+        "tq1_0": add_blocks,
+        "tq2_0": add_blocks,
+        "q1_0": add_blocks_of_blocks,
+        "q2_0": add_blocks_of_blocks,
     }
 )
 

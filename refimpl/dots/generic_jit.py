@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
-from refimpl.dots.planes_jit import unpack_row
-from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K
+from refimpl.dots.planes_jit import count_steps, unpack_row
+from refimpl.quants.formats import IQ4_XS, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -18,6 +18,7 @@ Floats = NDArray[np.float32]
 IN_LANES = (Q3_K.id, Q4_K.id, Q5_K.id, Q6_K.id)
 WITH_MINS = (Q4_K.id, Q5_K.id)
 STEPS_IN_TURN, WITH_M, LESS_MINS = (Q4_0.id,), (Q4_1.id, Q5_1.id), (Q2_K.id,)
+IN_SUB_BLOCKS, IN_GROUPS, WITHIN = (IQ4_XS.id,), (NVFP4.id,), (Q1_0.id, Q2_0.id)
 HAVE_MINS = WITH_MINS + WITH_M + LESS_MINS
 LANES, GROUP, SUB = 8, 16, 32
 ZERO = np.float32(0)
@@ -30,10 +31,10 @@ def madd(fused: bool, a: Any, b: Any, c: Any) -> Any:
 
 
 @jit
-def multiply_small(codes: Codes, acts: Codes, b: int) -> Any:
-    """The integers of block b of 32."""
+def multiply_some(codes: Codes, acts: Codes, b: int, size: int) -> Any:
+    """The integers of the `size` weights from size * b on."""
     total = 0
-    for i in range(b * SUB, (b + 1) * SUB):
+    for i in range(b * size, (b + 1) * size):
         total += int(codes[i]) * int(acts[i])
     return np.float32(total)
 
@@ -43,7 +44,7 @@ def add_blocks(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool)
     """One row and one token: blocks one after the other. See generic.add_blocks."""
     result = ZERO
     for b in range(d.size):
-        result = madd(fused, d[b] * act_d[b], multiply_small(codes, acts, b), result)
+        result = madd(fused, d[b] * act_d[b], multiply_some(codes, acts, b, codes.size // d.size), result)
     return result
 
 
@@ -52,7 +53,38 @@ def add_steps_in_turn(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused
     """One row and one token. See generic.add_steps_in_turn."""
     result = ZERO
     for b in range(d.size):
-        result = madd(fused, multiply_small(codes, acts, b) * d[b], act_d[b], result)
+        result = madd(fused, multiply_some(codes, acts, b, codes.size // d.size) * d[b], act_d[b], result)
+    return result
+
+
+@jit
+def add_sub_blocks(codes: Codes, scales: Shorts, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
+    """One row and one token. See generic.add_sub_blocks."""
+    result = ZERO
+    for s in range(codes.size // SUB):
+        step = (d[s // 8] * act_d[s // 8]) * np.float32(int(scales[2 * s]))
+        result = madd(fused, step, multiply_some(codes, acts, s, SUB), result)
+    return result
+
+
+@jit
+def add_groups(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
+    """One row and one token. See generic.add_groups."""
+    result = ZERO
+    for g in range(d.size):
+        result = madd(fused, act_d[g // 2] * d[g], multiply_some(codes, acts, g, GROUP), result)
+    return result
+
+
+@jit
+def add_blocks_of_blocks(codes: Codes, d: Floats, acts: Codes, act_d: Floats, fused: bool) -> Any:
+    """One row and one token. See generic.add_blocks_of_blocks."""
+    result, each = ZERO, act_d.size // d.size
+    for b in range(d.size):
+        part = ZERO
+        for k in range(b * each, (b + 1) * each):
+            part = madd(fused, act_d[k], multiply_some(codes, acts, k, SUB), part)
+        result = madd(fused, d[b], part, result)
     return result
 
 
@@ -63,7 +95,7 @@ def add_with_m(
     """One row and one token. See generic.add_with_m."""
     result = ZERO
     for b in range(d.size):
-        total = multiply_small(codes, acts, b)
+        total = multiply_some(codes, acts, b, codes.size // d.size)
         result += madd(fused, d[b] * act_d[b], total, dmin[b] * act_s[b])
     return result
 
@@ -155,7 +187,8 @@ def multiply(
     n, blocks = acts.shape[1], act_d.shape[1]
     codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
     scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)
-    d, dmin = np.empty(blocks, np.float32), np.empty(blocks if fmt in HAVE_MINS else 0, np.float32)
+    d = np.empty(count_steps(fmt, n, blocks), np.float32)
+    dmin = np.empty(blocks if fmt in HAVE_MINS else 0, np.float32)
     lanes, totals = np.empty(LANES, np.float32), np.empty(LANES, np.int64)
     for r in range(raw.shape[0]):
         unpack_row(fmt, raw[r], codes, scales, mins, d, dmin, scratch)
@@ -168,6 +201,12 @@ def multiply(
                 out[t, r] = add_less_mins(codes, scales, mins, d, dmin, acts[t], act_d[t], bsums[t], fused)
             elif fmt in WITH_M:
                 out[t, r] = add_with_m(codes, d, dmin, acts[t], act_d[t], act_s[t], fused)
+            elif fmt in IN_SUB_BLOCKS:
+                out[t, r] = add_sub_blocks(codes, scales, d, acts[t], act_d[t], fused)
+            elif fmt in IN_GROUPS:
+                out[t, r] = add_groups(codes, d, acts[t], act_d[t], fused)
+            elif fmt in WITHIN:
+                out[t, r] = add_blocks_of_blocks(codes, d, acts[t], act_d[t], fused)
             elif fmt in STEPS_IN_TURN:
                 out[t, r] = add_steps_in_turn(codes, d, acts[t], act_d[t], fused)
             else:

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.bits import decode_half
+from refimpl.arith.bits import decode_e8m0_half, decode_half, decode_ue4m3
+from refimpl.quants import fp4, iq4
+from refimpl.quants import iq4_xs as iq4xs
+from refimpl.quants import q1_0 as q10
+from refimpl.quants import q2_0 as q20
 from refimpl.quants import q2_k as q2k
 from refimpl.quants import q3_k as q3k
 from refimpl.quants import q4_0 as q40
@@ -19,7 +23,10 @@ from refimpl.quants import q4_k as q4k
 from refimpl.quants import q5_0 as q50
 from refimpl.quants import q5_k as q5k
 from refimpl.quants import q6_k as q6k
+from refimpl.quants import tq1_0 as tq1
+from refimpl.quants import tq2_0 as tq2
 from refimpl.quants.formats import Format
+from refimpl.quants.levels import FP4_VALUES, IQ4_VALUES
 
 Records = NDArray[Any]
 GROUP = 16  # codes under one scale; a sub-block of 32 says its scale twice
@@ -34,7 +41,7 @@ class Planes(NamedTuple):
     codes: NDArray[np.int8]  # [m, n] signed
     scales: NDArray[np.int16]  # [m, n/16], or [m, 0]
     mins: NDArray[np.int16]  # [m, n/16], or [m, 0]
-    d: NDArray[np.float32]  # [m, n/size]
+    d: NDArray[np.float32]  # [m, n/size]; of nvfp4 [m, n/16]
     dmin: NDArray[np.float32]  # [m, n/size], or [m, 0]
 
 
@@ -90,6 +97,48 @@ def unpack_q5_k(blocks: Records) -> tuple[Any, ...]:
     return q5k.unpack_codes(blocks), scales, mins, _halves(blocks["d"]), _halves(blocks["dmin"])
 
 
+def unpack_iq4_nl(blocks: Records) -> tuple[Any, ...]:
+    """Take IQ4_NL apart: the levels that its codes stand for."""
+    return IQ4_VALUES[iq4.unpack_codes(blocks["qs"])], None, None, _halves(blocks["d"]), None
+
+
+def unpack_iq4_xs(blocks: Records) -> tuple[Any, ...]:
+    """Take IQ4_XS apart: levels, and 8 signed scales, each for two groups."""
+    scales = iq4xs.unpack_scales(blocks).repeat(2, 1)
+    return IQ4_VALUES[iq4.unpack_codes(blocks["qs"])], scales, None, _halves(blocks["d"]), None
+
+
+def unpack_mxfp4(blocks: Records) -> tuple[Any, ...]:
+    """Take MXFP4 apart: doubled levels under halved steps."""
+    return FP4_VALUES[fp4.unpack_codes(blocks["qs"])], None, None, decode_e8m0_half(blocks["e"]), None
+
+
+def unpack_nvfp4(blocks: Records) -> tuple[Any, ...]:
+    """Take NVFP4 apart: doubled levels under halved steps, one for 16 weights."""
+    codes = fp4.unpack_codes(blocks["qs"].reshape(-1, 8))
+    return FP4_VALUES[codes], None, None, decode_ue4m3(blocks["d"]), None
+
+
+def unpack_tq1_0(blocks: Records) -> tuple[Any, ...]:
+    """Take TQ1_0 apart: -1, 0 and 1."""
+    return tq1.unpack_codes(blocks) - 1, None, None, _halves(blocks["d"]), None
+
+
+def unpack_tq2_0(blocks: Records) -> tuple[Any, ...]:
+    """Take TQ2_0 apart: -1, 0 and 1; and 2, which no encoder writes."""
+    return tq2.unpack_codes(blocks) - 1, None, None, _halves(blocks["d"]), None
+
+
+def unpack_q1_0(blocks: Records) -> tuple[Any, ...]:
+    """Take Q1_0 apart: 1 and -1."""
+    return q10.unpack_codes(blocks).astype(np.int8) * 2 - 1, None, None, _halves(blocks["d"]), None
+
+
+def unpack_q2_0(blocks: Records) -> tuple[Any, ...]:
+    """Take Q2_0 apart: -1 to 2."""
+    return q20.unpack_codes(blocks) - 1, None, None, _halves(blocks["d"]), None
+
+
 def unpack_q4_k(blocks: Records) -> tuple[Any, ...]:
     """Take Q4_K apart: 8 scales and mins, each for two groups."""
     scales, mins = q4k.unpack_scales(blocks["scales"])
@@ -121,6 +170,14 @@ UNPACK: MappingProxyType[str, Callable[[Records], tuple[Any, ...]]] = MappingPro
         "q4_k": unpack_q4_k,
         "q5_k": unpack_q5_k,
         "q6_k": unpack_q6_k,
+        "iq4_nl": unpack_iq4_nl,
+        "iq4_xs": unpack_iq4_xs,
+        "mxfp4": unpack_mxfp4,
+        "nvfp4": unpack_nvfp4,
+        "tq1_0": unpack_tq1_0,
+        "tq2_0": unpack_tq2_0,
+        "q1_0": unpack_q1_0,
+        "q2_0": unpack_q2_0,
     }
 )
 

@@ -5,14 +5,17 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
+from refimpl.dots.avx2_jit import multiply_rows
 from refimpl.dots.planes_jit import unpack_row
-from refimpl.quants.formats import Q2_K, Q4_K, Q5_K
+from refimpl.quants.formats import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
+CHAINED = (Q2_K.id, Q3_K.id, Q4_K.id, Q5_K.id, Q6_K.id, IQ4_XS.id)
+ONE_SET = (IQ4_NL.id,)  # of lanes
 WITH_MINS = (Q2_K.id, Q4_K.id, Q5_K.id)
 GROUP, GROUPS = 16, 16
 ZERO = np.float32(0)
@@ -26,9 +29,12 @@ def multiply(
 
     fmt                       : id of the weights' format
     raw                       : [m, bytes] uint8
-    acts, act_d, act_s, bsums : the planes of t tokens, q8_k
+    acts, act_d, act_s, bsums : the planes of t tokens
     out                       : [t, m] float32, written
     """
+    if fmt not in CHAINED:
+        multiply_rows(fmt, raw, acts, act_d, act_s, bsums, fmt not in ONE_SET, out)
+        return
     n, blocks = acts.shape[1], act_d.shape[1]
     codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
     scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)

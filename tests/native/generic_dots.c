@@ -192,3 +192,123 @@ float dot_q5_k(int n, const uint8_t *w, const uint8_t *a) {
     }
     return add_up(sum, lane);
 }
+
+static const int8_t IQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t FP4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+static void levels(const uint8_t *qs, const int8_t *level, int bytes, int8_t *q) {
+    for (int i = 0; i < bytes; i++) {
+        q[i] = level[qs[i] & 15];
+        q[i + bytes] = level[qs[i] >> 4];
+    }
+}
+
+float dot_iq4_nl(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 18, a += 34) {
+        int8_t q[32];
+        levels(w + 2, IQ4, 16, q);
+        sum += half(a) * half(w) * dot32(q, a + 2);
+    }
+    return sum;
+}
+
+float dot_mxfp4(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 32; b++, w += 17, a += 34) {
+        const uint32_t bits = w[0] < 2 ? 0x200000u << w[0] : (uint32_t)(w[0] - 1) << 23;
+        float d;
+        int8_t q[32];
+        memcpy(&d, &bits, 4);
+        levels(w + 1, FP4, 16, q);
+        sum += half(a) * d * dot32(q, a + 2);
+    }
+    return sum;
+}
+
+float dot_nvfp4(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 64; b++, w += 36, a += 68)
+        for (int s = 0; s < 4; s++) {
+            const int e = w[s] >> 3 & 15, m = w[s] & 7;
+            float d = m * 0x1p-10f;
+            const uint32_t bits = (uint32_t)(e + 119) << 23 | (uint32_t)m << 20;
+            if (e) memcpy(&d, &bits, 4);
+            if (w[s] == 0x7F) d = 0;
+            int8_t q[16];
+            int total = 0;
+            levels(w + 4 + 8 * s, FP4, 8, q);
+            for (int i = 0; i < 16; i++) total += q[i] * (int8_t)a[34 * (s / 2) + 2 + 16 * (s % 2) + i];
+            sum += half(a + 34 * (s / 2)) * d * total;
+        }
+    return sum;
+}
+
+float dot_iq4_xs(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 136, a += 292)
+        for (int s = 0; s < 8; s++) {
+            const int low = w[4 + s / 2] >> s % 2 * 4 & 15, high = (w[2] | w[3] << 8) >> 2 * s & 3;
+            int8_t q[32];
+            levels(w + 8 + 16 * s, IQ4, 16, q);
+            const float d = half(w) * single(a) * ((low | high << 4) - 32);
+            sum += d * dot32(q, a + 4 + 32 * s);
+        }
+    return sum;
+}
+
+float dot_tq1_0(int n, const uint8_t *w, const uint8_t *a) {
+    static const int power[5] = {1, 3, 9, 27, 81};
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 54, a += 292) {
+        int total = 0;
+        for (int i = 0; i < 256; i++) {
+            int byte, k;
+            if (i < 160) byte = i % 32, k = i / 32;
+            else if (i < 240) byte = 32 + i % 16, k = (i - 160) / 16;
+            else byte = 48 + i % 4, k = (i - 240) / 4;
+            total += (((w[byte] * power[k] & 255) * 3 >> 8) - 1) * (int8_t)a[4 + i];
+        }
+        sum += (float)total * (half(w + 52) * single(a));
+    }
+    return sum;
+}
+
+float dot_tq2_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 66, a += 292) {
+        int total = 0;
+        for (int i = 0; i < 256; i++)
+            total += ((w[i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3) - 1) * (int8_t)a[4 + i];
+        sum += (float)total * (single(a) * half(w + 64));
+    }
+    return sum;
+}
+
+float dot_q1_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 128; b++, w += 18) {
+        float part = 0;
+        for (int k = 0; k < 4; k++, a += 34) {
+            int8_t q[32];
+            for (int i = 0; i < 32; i++) q[i] = w[2 + 4 * k + i / 8] >> i % 8 & 1 ? 1 : -1;
+            part += half(a) * dot32(q, a + 2);
+        }
+        sum += half(w) * part;
+    }
+    return sum;
+}
+
+float dot_q2_0(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 64; b++, w += 18) {
+        float part = 0;
+        for (int k = 0; k < 2; k++, a += 34) {
+            int8_t q[32];
+            for (int i = 0; i < 32; i++) q[i] = (int8_t)((w[2 + 8 * k + i / 4] >> i % 4 * 2 & 3) - 1);
+            part += half(a) * dot32(q, a + 2);
+        }
+        sum += half(w) * part;
+    }
+    return sum;
+}
