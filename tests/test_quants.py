@@ -7,7 +7,7 @@ import refimpl
 from refimpl import quants
 from refimpl.arith import bits
 from refimpl.quants import NotFinite, q4_k, q6_k
-from refimpl.quants.formats import formats, known
+from refimpl.quants.formats import find_reference, formats, known
 from tests.bits import assert_same_bits
 from tests.weights import gaussian, least_importance
 
@@ -400,3 +400,16 @@ def test_the_public_names_are_the_functions() -> None:
         assert not hasattr(getattr(quants, name), "__path__") and not hasattr(
             getattr(quants, name), "__file__"
         )
+
+
+@pytest.mark.parametrize("fmt", [name for name in CODED if formats[name].ruled])
+def test_parts_multiply_out_to_the_weights(fmt: str) -> None:
+    kind = formats[fmt]
+    raw = quants.quantize(gaussian(np.random.default_rng(4), 3, 512), fmt, np.ones(512, np.float32))
+    parts = find_reference(kind).take_apart(raw.reshape(-1).view(kind.block))
+    codes = np.asarray(parts.codes, np.float32).reshape(*parts.step.shape, -1)
+    offset = np.float32(0) if parts.offset is None else parts.offset[..., None]
+    assert_same_bits(
+        (parts.step[..., None] * codes - offset).reshape(3, -1) + np.float32(0),
+        quants.dequantize(raw, fmt) + np.float32(0),
+    )

@@ -14,6 +14,7 @@ from refimpl.files.source import Tensor
 from refimpl.quants.formats import known
 from refimpl.verifier import mutate
 from refimpl.verifier.controls import KEPT, NORM, ROUTER, STACKED, UP
+from refimpl.verifier.explain import explain
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.requantize import check_rows, widen
 from refimpl.verifier.run import verify
@@ -360,3 +361,51 @@ def test_a_format_without_a_rule_is_judged_by_its_error_and_says_so(case):
         }
     tally = check_rows(plain, fmt, source, 0, None, "strict")
     assert classify(tally, fmt) == "exact"
+
+
+@pytest.mark.parametrize("case", ["other weights", "one code bit", "one scale of zero"])
+@pytest.mark.parametrize("fmt", ["iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "tq1_0", "tq2_0", "q1_0", "q2_0"])
+def test_damage_is_seen_in_every_small_format(fmt, case):
+    """Must-fail controls: blocks of other weights look foreign, a flipped bit and a zeroed scale are damage."""
+    rng, kind = np.random.default_rng(13), refimpl.formats[fmt]
+    source = (rng.standard_normal((64, 2048)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    raw = refimpl.quantize(source, fmt)
+    tally = check_rows(raw, kind, source, 0, None, "strict")
+    assert classify(tally, kind) == "exact"
+    if case == "other weights":
+        raw = raw[::-1].copy()
+    elif case == "one code bit":
+        raw.view(kind.block)["qs"][9, 3, 2] ^= 4 if fmt == "tq1_0" else 1
+    else:
+        raw.view(kind.block)["e" if fmt == "mxfp4" else "d"][9, 3] = 0
+    tally = check_rows(raw, kind, source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, kind) == "degraded"
+    assert looks_foreign(tally, kind) == (case == "other weights")
+
+
+@pytest.mark.parametrize("fmt", ["iq4_nl", "iq4_xs"])
+def test_an_imatrix_leaves_nearest_levels_and_a_bit_of_one_is_seen(fmt):
+    rng, kind = np.random.default_rng(14), refimpl.formats[fmt]
+    source = (rng.standard_normal((64, 2048)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    importance = np.exp(rng.standard_normal(2048)).astype(np.float32)
+    raw = refimpl.quantize(widen(source), fmt, imatrix=importance)
+    for flip, verdict in ((0, "rounded"), (1, "degraded")):
+        raw.view(kind.block)["qs"][9, 3, 2] ^= flip
+        tally = check_rows(raw, kind, source, 0, None, "strict")
+        tally.close()
+        assert classify(tally, kind) == verdict
+
+
+@pytest.mark.parametrize("fmt", ["iq4_xs", "nvfp4"])
+def test_a_file_with_small_formats_is_verified_and_explained(tmp_path, fmt):
+    copy = Copy(STOCK)
+    values = mutate.source_values(GOLDEN, UP)
+    mutate.replace_values(copy[UP], values, refimpl.formats[fmt])
+    path = copy.write(tmp_path / "model.gguf")
+    assert {t.verdict for t in verify(path, GOLDEN).tensors if t.name == UP} == {"exact"}
+    block = explain(path, UP, 3, GOLDEN)
+    assert [f.stored for f in block.fields] == [f.expected for f in block.fields]
+    copy[UP].block(3)["qs"][0, 5] ^= 1
+    (bad,) = (t for t in verify(copy.write(path), GOLDEN).tensors if t.name == UP)
+    assert bad.verdict == "degraded"
