@@ -25,6 +25,8 @@ STOCK = GOLDEN / "stock.gguf"
 PROTECTED = GOLDEN / "protected.gguf"
 IMATRIX = GOLDEN / "imatrix-quantized.gguf"
 
+WEIGHED = ["q4_k", "q6_k", "q5_0", "q4_0", "q4_1", "q5_1", "q2_k", "q3_k", "q5_k"]
+
 
 def verdicts(report, *, quantized=True):
     return {t.verdict for t in report.tensors if (t.format not in ("f32", "f16", "bf16")) == quantized}
@@ -262,7 +264,7 @@ def degenerate(kind, rng):
     return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-@pytest.mark.parametrize("fmt", ["q4_k", "q6_k", "q5_0"])
+@pytest.mark.parametrize("fmt", WEIGHED)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -314,7 +316,7 @@ def test_experts_whose_router_rows_are_equal_are_told_apart_by_their_content(tmp
     assert report.passed and report.maps[1] == [5, 4, *range(6, 16)]
 
 
-@pytest.mark.parametrize("fmt", ["q4_k", "q6_k", "q5_0"])
+@pytest.mark.parametrize("fmt", WEIGHED)
 def test_an_imatrix_with_outliers_is_no_damage(fmt):
     """One column in a hundred with 10,000 times the others' importance, as attention sinks make them."""
     rng = np.random.default_rng(11)
@@ -325,6 +327,10 @@ def test_an_imatrix_with_outliers_is_no_damage(fmt):
     tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
     tally.close()
     assert classify(tally, refimpl.formats[fmt]) == "rounded"
+    raw[5, refimpl.formats[fmt].offset("ql" if fmt == "q6_k" else "qs")] ^= 0x55
+    tally = check_rows(raw, refimpl.formats[fmt], source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, refimpl.formats[fmt]) == "degraded"
 
 
 @pytest.mark.parametrize("case", ["imatrix", "a few blocks", "noise", "other weights"])
