@@ -24,7 +24,7 @@ from pathlib import Path
 import llvmlite.binding
 import numpy as np
 
-from tools import bench_builds, bench_grids, bench_kquants, bench_small, bench_writers
+from tools import bench_builds, bench_dots, bench_grids, bench_kquants, bench_small, bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
@@ -128,6 +128,7 @@ def main() -> int:
             bench_grids.list_rows(arguments.rows),
             bench_kquants.list_rows(arguments.rows),
             bench_builds.list_rows(arguments.rows),
+            bench_dots.list_rows(arguments.rows),
         ):
             row = build()
             if arguments.only in row.name:
