@@ -192,7 +192,9 @@ def _meaning(name: str, dtype: np.dtype[Any], stored: NDArray[np.uint8]) -> str:
 
 def _subs(t: Tensor, raw: NDArray[np.uint8], x: NDArray[np.float32] | None) -> list[Sub]:
     """Scales and codes, sub-block by sub-block."""
-    if t.format.block.names is None:
+    if (
+        t.format.block.names is None or not t.format.ruled
+    ):  # codebook types: their codes are numbers of points
         return []
     record = raw.reshape(-1).view(t.format.block)
     parts = find_reference(t.format).take_apart(record)
