@@ -182,8 +182,12 @@ for _ in range(2):
     f = refimpl.open({model!r})
     assert f.read(next(iter(f.tensors)), rows=slice(0, 1)).shape[0] == 1
     assert refimpl.verify({model!r}, source={source!r}).passed
+    y = refimpl.matmul(raw, "q4_k", x)
+    assert y.shape == (2, 2) and (y == refimpl.matmul(raw, "q4_k", x, reference=True)).all()
+    assert refimpl.load({model!r}).logits([1, 2]).shape[0] == 2
     assert refimpl.__version__
-assert set(refimpl.__all__) == {{"__version__", "dequantize", "formats", "open", "quantize", "verify"}}
+names = "__version__ dequantize formats load matmul open quantize verify"
+assert set(refimpl.__all__) == set(names.split())
 """
 
 
