@@ -2,6 +2,7 @@
 
     python -m tools.bench                 # kernels against the native library (extra `oracle`), gguf-py, cold start
     python -m tools.bench --slice DIR     # verify, quantize, convert end to end too, on slices of 4 GB made in DIR
+    python -m tools.bench --topic dots    # only one subject's rows
     python -m tools.bench --only Q6_K     # only rows whose name contains this
 
 Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
@@ -44,6 +45,14 @@ if {imatrix}:
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 
+TOPICS = {
+    "formats": list_rows,
+    "kquants": bench_kquants.list_rows,
+    "small": bench_small.list_rows,
+    "grids": bench_grids.list_rows,
+    "builds": bench_builds.list_rows,
+    "dots": bench_dots.list_rows,
+}
 HEAD = "| Job | refimpl | against | | ratio (quartiles) | goal |\n|---|--:|---|--:|--:|--:|"
 
 
@@ -117,23 +126,20 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, default=256, help="matrix rows of 6,144 weights to encode")
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument(
+        "--topic", choices=TOPICS, action="append", help="rows of a subject; by default of all"
+    )
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--slice", type=Path, help="folder for the slice that verify is timed on")
     arguments = parser.parse_args()
     print(f"{describe_machine()}\n\n{HEAD}", flush=True)
     try:
-        for build in chain(
-            list_rows(arguments.rows),
-            bench_small.list_rows(arguments.rows),
-            bench_grids.list_rows(arguments.rows),
-            bench_kquants.list_rows(arguments.rows),
-            bench_builds.list_rows(arguments.rows),
-            bench_dots.list_rows(arguments.rows),
-        ):
+        chosen = arguments.topic or list(TOPICS)
+        for build in chain.from_iterable(TOPICS[topic](arguments.rows) for topic in chosen):
             row = build()
             if arguments.only in row.name:
                 print(race(row, arguments.runs), flush=True)
-        if not arguments.only:
+        if not arguments.only and not arguments.topic:
             print(time_cold_start(imatrix=False), time_cold_start(imatrix=True), sep="\n", flush=True)
         if arguments.slice:
             for build in bench_writers.list_writer_rows(arguments.slice):
