@@ -237,7 +237,7 @@ def main() -> None:
     from tools import reap_report
 
     DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (DOCS / "results.json").write_text(json.dumps(document) + "\n")
     reap_report.write(document, DOCS, ROOT / "README.md")
     print(f"{DOCS}", file=sys.stderr)
 
