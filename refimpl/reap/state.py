@@ -23,6 +23,7 @@ from refimpl.files.gguf import Gguf
 from refimpl.files.safetensors import Checkpoint
 from refimpl.files.source import LocalFile
 from refimpl.reap.saliency import Saliency, derive
+from refimpl.verifier.requantize import widen
 
 KEY, VERSION = "refimpl.reap", 1
 _COUNTS = ("frequency",)
@@ -53,8 +54,7 @@ def identify(model: Gguf | Checkpoint, layers: Sequence[int] | None = None) -> I
         if link is None:
             raise Usage(f"{model.path}: layer {layer} has no router")
         rows = names.source_rows(model, link, hp, slice(None))
-        wide = (rows.astype(np.uint32) << 16).view(np.float32) if rows.dtype == np.uint16 else rows
-        digest.update(np.ascontiguousarray(wide, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(widen(rows), "<f4").tobytes())
     return Identity(hp.n_routed_experts, hp.num_experts_per_tok, tuple(wanted), digest.hexdigest())
 
 
