@@ -3,13 +3,15 @@
 from dataclasses import fields
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 import tiny_checkpoint
 
 import refimpl
 from refimpl.dots import matmul_each
-from refimpl.errors import BadFile, Usage
+from refimpl.errors import BadFile, Unsupported, Usage
+from refimpl.files.gguf import GGUFValueType as T
 from refimpl.files.golden import tiny_model
 from refimpl.model import dsa, mla, moe, rope
 from refimpl.model.cache import Cache
@@ -148,6 +150,16 @@ def test_a_missing_tensor_is_named(tmp_path):
     tiny_checkpoint.write_checkpoint(tmp_path, weights=weights)
     with pytest.raises(BadFile, match=r"blk\.1\.attn_output\.weight is missing"):
         refimpl.load(tmp_path).logits([1, 2])
+
+
+@pytest.mark.parametrize("value, kind", [(False, T.BOOL), (0, T.UINT32), (1, T.UINT32)])
+def test_weights_of_experts_that_are_not_normalised_are_not_ours(tmp_path, value, kind):
+    keys = models.metadata(models.TINY)
+    keys["glm-dsa.expert_weights_norm"] = (kind, value)
+    with pytest.raises(Unsupported, match="expert_weights_norm is not true"):
+        refimpl.load(models.write(tmp_path / "m.gguf", keys=keys))
+    keys["glm-dsa.expert_weights_norm"] = (T.BOOL, True)
+    assert refimpl.load(models.write(tmp_path / "m.gguf", keys=keys)).hp.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize("order", ["generic", "generic-fma", "avx2", "tiled"])

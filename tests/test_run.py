@@ -257,6 +257,27 @@ def test_logits_are_printed_and_written(capsys, tmp_path):
     assert f"{want[0].argmax()}: {want[0].max():.4f}" in capsys.readouterr().out
 
 
+def test_sequences_of_a_file_do_not_see_each_other(capsys, tmp_path):
+    """[N, T] for logits and run; a trace is of one, and says so."""
+    tokens, out = str(tmp_path / "t.npy"), tmp_path / "x.npy"
+    np.save(tokens, np.array([[1258, 1260], [5, 7]]))
+    model = refimpl.load(FILE)
+    want = np.stack([model.logits(ids) for ids in ([1258, 1260], [5, 7])])
+    assert run(["logits", str(FILE), "--tokens", tokens, "-o", str(out)]) == 0
+    assert np.array_equal(np.load(out), want)
+    assert run(["logits", str(FILE), "--tokens", tokens, "--json"]) == 0
+    rows = check_schema("logits", capsys.readouterr().out)["rows"]
+    assert [(row["sequence"], row["token"]) for row in rows] == [(0, 1258), (0, 1260), (1, 5), (1, 7)]
+    assert [row["next"][0]["token"] for row in rows] == want.argmax(2).reshape(-1).tolist()
+    assert run(["logits", str(FILE), "--tokens", tokens]) == 0
+    assert "sequence 1" in capsys.readouterr().out
+    assert run(["run", str(FILE), "--tokens", tokens, "-n", "2", "--json"]) == 0
+    found = check_schema("run", capsys.readouterr().out)["sequences"]
+    assert [one["tokens"] for one in found] == [model.generate(ids, 2) for ids in ([1258, 1260], [5, 7])]
+    assert run(["trace", str(FILE), "--tokens", tokens, "-o", str(tmp_path / "t.safetensors")]) == 2
+    assert "a trace is of one" in capsys.readouterr().err and not (tmp_path / "t.safetensors").exists()
+
+
 def test_perplexity_by_domain_and_against_a_base(capsys):
     texts = ["--text", str(TINY / "held-out-text.txt"), "--text", str(TINY / "held-out-code.txt")]
     options = ["--chunks", "2", "-c", "128"]

@@ -1,11 +1,11 @@
-"""What the commands that run a model share: opening one with an engine's conventions, and reading tokens."""
+"""What the commands that run a model share: opening one with an engine's conventions, and ranges of layers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refimpl.errors import BadFile, Usage
+from refimpl.errors import Usage
 
 if TYPE_CHECKING:
     from refimpl.model.glm import Glm
@@ -20,6 +20,9 @@ Dense = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option("--kv", help="Precision of the caches: f32, f16 or q8_0; by default the engine's."),
+]
+Tokens = Annotated[
+    str | None, typer.Option(help="A list such as 3,1,4, or a .npy of integers [T] or [N, T].")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads; the result does not depend on them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
@@ -37,26 +40,6 @@ def load_model(
             raise Usage(f"--kv {kv!r} is not f32, f16 or q8_0")
         changes["kv"] = kv
     return load(file, engine, **changes, **more)
-
-
-def read_tokens(text: str) -> list[int]:
-    """Tokens from "3,1,4", or from a .npy of integers [T] or [1, T]."""
-    if text.endswith(".npy"):
-        import numpy as np
-
-        try:
-            ids = np.load(text, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BadFile(text, None, f"no array of tokens: {error}") from None
-        if ids.ndim == 2 and len(ids) == 1:
-            ids = ids[0]
-        if ids.dtype.kind not in "iu" or ids.ndim != 1:
-            raise BadFile(text, None, f"tokens are integers [T], not {ids.dtype} {list(ids.shape)}")
-        return [int(i) for i in ids]
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise Usage(f"--tokens {text!r} is neither a .npy nor a list such as 3,1,4") from None
 
 
 def layer_range(text: str | None) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refimpl.cli.models import Cache, Dense, Engine, File, Json, Threads, load_model, read_tokens
+from refimpl.cli.models import Cache, Dense, Engine, File, Json, Threads, Tokens, load_model
 from refimpl.errors import Usage
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def command(
     file: File,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; - reads it from stdin.")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Tokens instead: a .npy, or a list such as 3,1,4.")
-    ] = None,
+    tokens: Tokens = None,
     n: Annotated[int, typer.Option("-n", "--tokens-out", min=1, help="Tokens to generate at most.")] = 64,
     engine: Engine = "refimpl",
     chat: Annotated[
@@ -52,10 +50,12 @@ def command(
     """Generate text or tokens, streaming.
 
     With --prompt the text begins with [gMASK]<sop>, as all texts in training did, and text is printed; with --tokens
-    the ids are taken as they are and ids are printed. Generation ends at the model's end tokens or after -n.
+    the ids are taken as they are and ids are printed, a line for each sequence of [N, T]. Generation ends at the
+    model's end tokens or after -n.
 
     Exit codes: 0 fine · 2 usage · 3 bad file · 4 unsupported.
     """
+    from refimpl.files.tokens import read_tokens
     from refimpl.model.sampling import Sampling
     from refimpl.model.tokenizer import read_tokenizer
 
@@ -66,7 +66,8 @@ def command(
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     model = load_model(file, engine, dense, kv, threads)
     if tokens is not None:
-        found = _print_ids(model, read_tokens(tokens), n, how, not as_json)
+        all_found = [_print_ids(model, ids.tolist(), n, how, not as_json) for ids in read_tokens(tokens)]
+        found = all_found[0] if len(all_found) == 1 else {"sequences": all_found}
     else:
         tokenizer = read_tokenizer(model.weights.source)
         text = _compose(

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from refimpl.cli.models import Cache, Dense, Engine, File, Threads, layer_range, load_model, read_tokens
+from refimpl.cli.models import Cache, Dense, Engine, File, Threads, Tokens, layer_range, load_model
 from refimpl.errors import BadFile, Usage
 
 
 def command(
     file: File,
     output: Annotated[Path, typer.Option("-o", "--output", help="The trace to write, .safetensors.")],
-    tokens: Annotated[str | None, typer.Option(help="A .npy of integers, or a list such as 3,1,4.")] = None,
+    tokens: Tokens = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers A:B only (half-open): hidden states in, hidden states out.")
     ] = None,
@@ -40,6 +40,7 @@ def command(
     import numpy as np
 
     from refimpl.crosscheck.trace import describe, write_trace
+    from refimpl.files.tokens import read_tokens
 
     if (tokens is None) == (hidden is None):
         raise Usage("give either --tokens or --hidden")
@@ -47,14 +48,20 @@ def command(
         raise Usage(f"{output}: a trace is a .safetensors in a folder that exists")
     model = load_model(file, engine, dense, kv, threads, layers=layer_range(layers))
     ids = None if tokens is None else read_tokens(tokens)
+    if ids is not None and len(ids) != 1:
+        raise Usage(f"{tokens} holds {len(ids)} sequences; a trace is of one: give one row")
     states = None
     if hidden is not None:
         try:
             states = np.load(hidden, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BadFile(hidden, None, f"no array of hidden states: {error}") from None
-    values = model.trace(ids, states, float64)
-    write_trace(output, values, describe(model, engine, ids, whole=layers is None))
+    values = model.trace(None if ids is None else ids[0], states, float64)
+    write_trace(
+        output,
+        values,
+        describe(model, engine, None if ids is None else ids[0].tolist(), whole=layers is None),
+    )
     if plot is not None:
         from refimpl.report.plots import plot_trace
 

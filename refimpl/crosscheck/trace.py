@@ -12,7 +12,6 @@ several stages the last keeps it, and earlier ones are ours ("qr_raw" is "qr" be
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 import refimpl
 from refimpl.errors import BadFile, Unsupported
+from refimpl.files.replace import replacing
 from refimpl.files.source import Source
 from refimpl.model.glm import Glm
 
@@ -97,13 +97,8 @@ def write_trace(path: Path, values: dict[str, Array], metadata: dict[str, str]) 
 
     order = {"refimpl.order": " ".join(values)}
     kept = {name: np.ascontiguousarray(value) for name, value in values.items()}
-    fd, temporary = tempfile.mkstemp(dir=path.parent or Path("."), suffix=".partial")
-    os.close(fd)
-    try:
+    with replacing(path) as temporary:
         save_file(kept, temporary, metadata | order)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:

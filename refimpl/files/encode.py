@@ -3,9 +3,7 @@
 The reader's counterpart (files/gguf.py, files/metadata.py); it lays tensors out in the order given.
 """
 
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -15,6 +13,7 @@ from gguf.constants import GGUFValueType
 from numpy.typing import NDArray
 
 from refimpl.files.metadata import ARRAY, BOOL, NUMBERS, STRING, Array, parse_all
+from refimpl.files.replace import replacing
 from refimpl.files.source import PathLike
 from refimpl.quants.formats import Format
 
@@ -69,32 +68,20 @@ def write(
     """
     listed = list(tensors)
     head, offsets, size = header_bytes(metadata, [t[:3] for t in listed], alignment)
-    target = os.path.abspath(os.fspath(path))
-    fd, temporary = tempfile.mkstemp(prefix=".refimpl-", dir=os.path.dirname(target))
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(head)
-            for (name, shape, fmt, chunks), offset in zip(listed, offsets, strict=True):
-                file.seek(offset)
-                for chunk in chunks:
-                    file.write(
-                        chunk
-                        if isinstance(chunk, bytes)
-                        else np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
-                    )
-                want = prod(shape[:-1]) * fmt.row_bytes(shape[-1])
-                if file.tell() != offset + want:
-                    raise ValueError(f"{name}: {file.tell() - offset:,} bytes given, {want:,} needed")
-            file.truncate(size)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files private
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(head)
+        for (name, shape, fmt, chunks), offset in zip(listed, offsets, strict=True):
+            file.seek(offset)
+            for chunk in chunks:
+                file.write(
+                    chunk
+                    if isinstance(chunk, bytes)
+                    else np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+                )
+            want = prod(shape[:-1]) * fmt.row_bytes(shape[-1])
+            if file.tell() != offset + want:
+                raise ValueError(f"{name}: {file.tell() - offset:,} bytes given, {want:,} needed")
+        file.truncate(size)
 
 
 def encode(metadata: Mapping[str, tuple[GGUFValueType, Any]]) -> bytes:

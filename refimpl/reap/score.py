@@ -21,6 +21,7 @@ from refimpl import engine
 from refimpl.errors import BadFile, Usage
 from refimpl.files import source as model_files
 from refimpl.files.hparams import Hparams
+from refimpl.files.tokens import read_tokens
 from refimpl.model.block import block
 from refimpl.model.cache import Cache
 from refimpl.model.glm import Glm, load
@@ -57,7 +58,7 @@ def read_texts(model: PathLike, tokens: Sequence[str], texts: Sequence[PathLike]
     """Tokens from .npy files ([T], or [N, T]: rows that are sequences of their own) and lists, then from texts."""
     found: list[Text] = []
     for given in tokens:
-        rows = _load_tokens(given)
+        rows = read_tokens(given)
         found += [Text(given if len(rows) == 1 else f"{given}[{i}]", row) for i, row in enumerate(rows)]
     if texts:
         with closing(model_files.open(model)) as source:
@@ -69,21 +70,6 @@ def read_texts(model: PathLike, tokens: Sequence[str], texts: Sequence[PathLike]
                 raise BadFile(path, None, f"no UTF-8 text: {error}") from None
             found.append(Text(os.path.basename(path), np.array(ids, np.int64)))
     return found
-
-
-def _load_tokens(given: str) -> Array:  # -> [N, T]
-    if not given.endswith(".npy"):
-        try:
-            return np.array([[int(part) for part in given.split(",")]], np.int64)
-        except (ValueError, OverflowError):
-            raise Usage(f"{given!r} is neither a .npy nor a list such as 3,1,4") from None
-    try:
-        ids = np.load(given, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BadFile(given, None, f"no array of tokens: {error}") from None
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise BadFile(given, None, f"tokens are integers [T] or [N, T], not {ids.dtype} {list(ids.shape)}")
-    return np.atleast_2d(ids).astype(np.int64)
 
 
 def score(

@@ -8,7 +8,6 @@ What was run stands as JSON in the metadata entry "refimpl.reap": model, preset,
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -20,6 +19,7 @@ from refimpl import __version__
 from refimpl.errors import BadFile, Usage
 from refimpl.files import names
 from refimpl.files.gguf import Gguf
+from refimpl.files.replace import replacing
 from refimpl.files.safetensors import Checkpoint
 from refimpl.files.source import LocalFile
 from refimpl.reap.saliency import Saliency, derive
@@ -87,18 +87,8 @@ def save(path: str | os.PathLike[str], run: Run, layers: dict[int, Saliency]) ->
         tensors[f"layers.{layer}.tokens"] = np.array(saliency.tokens, np.int64)
     header = {"version": VERSION, **asdict(run)}
     raw = encode(tensors, {KEY: json.dumps(header)})
-    target = os.path.abspath(os.fspath(path))
-    fd, temporary = tempfile.mkstemp(prefix=".refimpl-", dir=os.path.dirname(target))
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(raw)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Run, dict[int, Saliency]]:
