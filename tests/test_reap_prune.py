@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +20,7 @@ from refimpl.reap import state
 from refimpl.reap.audit import audit
 from refimpl.reap.prune import prune, read_provenance
 from refimpl.reap.saliency import Saliency
+from tests import float_gguf
 from tests.tiny_checkpoint import CONFIG, write_checkpoint
 
 TINY = Path(__file__).resolve().parent.parent / "golden" / "tiny-glm-dsa"
@@ -116,6 +118,35 @@ def test_a_list_that_no_model_can_follow_is_refused(parent, tmp_path, lists, err
     assert list(tmp_path.iterdir()) == [tmp_path / "kept.json"]
 
 
+def test_experts_of_a_grouped_router_leave_every_group_alike(tmp_path):
+    parent, config = tmp_path / "parent", CONFIG | {"n_group": 2, "topk_group": 1}
+    write_checkpoint(parent, config)
+    with pytest.raises(Usage, match="select --groups 2"):
+        prune(parent, tmp_path / "out", write_list(tmp_path / "kept.json", parent, KEPT | {2: [0, 1, 2, 5]}))
+    prune(parent, tmp_path / "out", write_list(tmp_path / "kept.json", parent, KEPT))
+    assert audit(tmp_path / "out", parent).kept == KEPT
+
+
+def test_lists_of_the_wrong_layers_are_refused_or_seen(parent, tmp_path):
+    kept = write_list(tmp_path / "kept.json", parent, {layer + 1: experts for layer, experts in KEPT.items()})
+    with pytest.raises(Usage, match="no experts for layer 1"):
+        prune(parent, tmp_path / "out", kept)
+    prune(parent, tmp_path / "out", write_list(tmp_path / "swapped.json", parent, {1: KEPT[2], 2: KEPT[1]}))
+    with refimpl.open(parent) as opened:
+        run = state.Run(
+            state.identify(opened), {"name": "paper"}, ({"name": "x", "sha256": "0", "tokens": 30},)
+        )
+    layers = {}
+    for layer, experts in KEPT.items():
+        layers[layer] = saliency = Saliency(6, 32)
+        saliency.tokens = 30
+        saliency.sums["frequency"][:] = 10
+        saliency.sums["weighted_ean_sum"][experts] = 1
+    state.save(tmp_path / "s.safetensors", run, layers)
+    choice = audit(tmp_path / "out", parent, tmp_path / "s.safetensors").choices
+    assert not next(one for one in choice if one.criterion == "reap").same
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(parent, tmp_path, monkeypatch):
     kept = write_list(tmp_path / "kept.json", parent, KEPT)
     (tmp_path / "out").mkdir()
@@ -144,6 +175,50 @@ def test_the_mtp_block_is_dropped_with_its_config_or_pruned_alike(tmp_path, mtp)
     assert any(".layers.3." in name for name in read_all(child)) == (mtp == "alike")
     if mtp == "alike":
         assert found.kept[3] == KEPT[2]
+
+
+@pytest.mark.parametrize("mtp", ["drop", "alike"])
+def test_a_ggufs_mtp_block_goes_or_is_pruned_alike(tmp_path, mtp):
+    write_checkpoint(tmp_path / "parent", CONFIG | {"num_nextn_predict_layers": 1})
+    whole, child = float_gguf.write(tmp_path / "whole.gguf", tmp_path / "parent"), tmp_path / "child.gguf"
+    prune(whole, child, write_list(tmp_path / "kept.json", whole, KEPT), mtp=mtp)
+    found = audit(child, whole)
+    assert found.findings == [] and found.mtp == {"drop": "dropped", "alike": "kept"}[mtp]
+    with refimpl.open(child) as opened:
+        assert opened.metadata["glm-dsa.block_count"] == (3 if mtp == "drop" else 4)
+        assert any(name.startswith("blk.3.") for name in opened.tensors) == (mtp == "alike")
+
+
+def test_a_second_prune_of_a_gguf_composes_the_maps(tmp_path):
+    """16 -> 12 -> 10, as 256 -> 192 -> 160."""
+    whole, first, second = (tmp_path / f"{n}.gguf" for n in (16, 12, 10))
+    whole.symlink_to(TINY / "stock.gguf")
+    prune(whole, first, write_list(tmp_path / "12.json", whole, TWELVE))
+    some = {1: [0, 1, 3, 4, 5, 6, 7, 8, 9, 11], 2: list(range(2, 12))}
+    document = prune(first, second, write_list(tmp_path / "10.json", first, some))
+    want = {layer: [TWELVE[layer][e] for e in experts] for layer, experts in some.items()}
+    assert document["kept"] == {str(layer): experts for layer, experts in want.items()}
+    found = audit(second, whole)
+    assert (found.kept, found.findings, found.experts) == (want, [], 10)
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_pruning_holds_no_more_than_a_piece(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("refimpl.reap.shards.PIECE", 1 << 12)
+    size = {"hidden_size": 128, "moe_intermediate_size": 512, "n_routed_experts": 16}
+    write_checkpoint(tmp_path / "parent", CONFIG | size)
+    whole = tmp_path / "parent"
+    if kind == "gguf":
+        whole = float_gguf.write(tmp_path / "whole.gguf", whole)
+    kept = write_list(tmp_path / "kept.json", whole, {layer: list(range(1, 16)) for layer in (1, 2)})
+    layer = 3 * 16 * 128 * 512 * (4 if kind == "gguf" else 2)  # bytes of its experts
+    peaks = []
+    for out in ("first", "second"):  # the first run also imports and opens for the first time
+        tracemalloc.start()
+        prune(whole, tmp_path / out, kept)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2_500_000 < layer / 2  # most of it the window through which a header is read
 
 
 def damaged(child, tmp_path, change):
@@ -193,7 +268,7 @@ def change_expert(t):
     [
         (swap_rows, "expert-differs", f"{L1}experts.0.up_proj.weight", "parent's expert 0, the router says expert 2"),
         (shift_layer, "router-row-unknown", f"{L1}gate.weight", "of layer 2"),
-        (duplicate, "router-row-unknown", f"{L1}gate.weight", "row 1 is no row"),
+        (duplicate, "expert-duplicated", f"{L1}gate.weight", "expert 0, which stands in row 0 already"),
         (swap_bias, "bias-differs", f"{L1}gate.e_score_correction_bias", "entry 0 is not the parent's entry 0"),
         (change_shared, "tensor-changed", f"{L1}shared_experts.up_proj.weight", "pruning does not touch"),
         (change_expert, "expert-differs", f"{L2}experts.3.up_proj.weight", "no expert of the parent"),

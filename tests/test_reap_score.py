@@ -1,5 +1,10 @@
 """Scoring a model: every token counted once, the same bits for any threads, and runs that go on."""
 
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from refimpl.reap import state
 from refimpl.reap.presets import Router, find_preset, presets, weigh
 from refimpl.reap.saliency import derive
 from refimpl.reap.score import Text, read_texts, score
-from tests.tiny_checkpoint import CONFIG, write_checkpoint
+from tests.tiny_checkpoint import CONFIG, draw_weights, scale, write_checkpoint
 
 LENGTH = 20
 TINY = Path(__file__).resolve().parent.parent / "golden" / "tiny-glm-dsa"
@@ -106,6 +111,66 @@ def test_a_run_that_was_stopped_goes_on_behind_its_last_layer(model, tmp_path, m
     assert set(layers) == {2}
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not (tmp_path / "s.safetensors.work").exists()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from refimpl.reap import score as scoring
+from refimpl.reap.presets import presets
+real, seen = scoring.block, []
+def block(h, w, n, *rest):
+    seen.append(n)
+    if n == 2 and seen.count(2) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(h, w, n, *rest)
+scoring.block = block
+text = scoring.Text("text 1", np.array({tokens}))
+scoring.score(sys.argv[1], [text], sys.argv[2], presets["model"], {length}, jobs=1)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(model, tmp_path):
+    run(model, tmp_path / "whole.safetensors", draw(1))
+    out = tmp_path / "s.safetensors"
+    code = KILLED.format(tokens=draw(1).tokens.tolist(), length=LENGTH)
+    assert subprocess.run([sys.executable, "-c", code, model, out]).returncode == -signal.SIGKILL
+    left = sorted(os.listdir(tmp_path / "s.safetensors.work"))
+    assert not out.exists() and left == ["hidden-2.npy", "hidden-3.part", "layer-1.npz", "run.json"]
+    (tmp_path / "s.safetensors.work" / "hidden-3.part").write_bytes(
+        b"torn"
+    )  # half a layer counts for nothing
+    run(model, out, draw(1))
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["s.safetensors", "whole.safetensors"]
+
+
+@pytest.mark.parametrize("preset", ["model", "llm-compressor"])
+def test_only_routed_experts_are_computed_where_the_preset_asks_for_no_others(
+    model, tmp_path, monkeypatch, preset
+):
+    monkeypatch.setattr(scoring, "run_expert", lambda *_: pytest.fail("an expert that nobody chose"))
+    run(model, tmp_path / "s.safetensors", draw(1), preset=preset)
+    with pytest.raises(pytest.fail.Exception):
+        run(model, tmp_path / "t.safetensors", draw(1), preset="paper")
+
+
+def test_memory_does_not_grow_with_layers(tmp_path):
+    """More layers, the same peak: each layer's experts are let go before the next layer's come."""
+    peaks, size = [], {"hidden_size": 128, "moe_intermediate_size": 512, "n_routed_experts": 8}
+    for count in (3, 3, 7):  # the first run also fills caches
+        config = (
+            CONFIG
+            | size
+            | {"num_hidden_layers": count, "mlp_layer_types": ["dense"] + (count - 1) * ["sparse"]}
+        )
+        write_checkpoint(tmp_path / str(count), config, scale(draw_weights(config), config))
+        tracemalloc.start()
+        run(tmp_path / str(count), tmp_path / "s.safetensors", draw(1), jobs=1, force=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    layer = 8 * 3 * 128 * 512 * 2  # bytes of a layer's experts
+    assert layer < peaks[1] and peaks[2] < peaks[1] + layer / 4
 
 
 def test_only_one_layer_is_in_memory(model, tmp_path, monkeypatch):

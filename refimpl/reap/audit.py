@@ -134,17 +134,21 @@ def _map_layer(
     if name not in c.tensors or name not in p.tensors:
         return [], [Finding("router-missing", "error", "the layer has no router in both models", name)]
     have = widen(names.source_rows(c, link, hp, slice(None)))
-    kept = match_rows(have, widen(names.source_rows(p, link, hp_parent, slice(None))))
+    rows = widen(names.source_rows(p, link, hp_parent, slice(None)))
+    kept = match_rows(have, rows)
     findings = []
     for e, k in enumerate(kept):
-        if k < 0:
-            shifted = _find_row(p, hp_parent, have[e], layer)
-            more = "" if shifted is None else f"; it is the row of expert {shifted[1]} of layer {shifted[0]}"
-            findings.append(
-                Finding(
-                    "router-row-unknown", "error", f"row {e} is no row of the parent's router{more}", name, e
-                )
-            )
+        if k >= 0:
+            continue
+        twice = [j for j in np.flatnonzero((rows == have[e]).all(axis=1)).tolist() if j in kept]
+        if twice:
+            words = f"row {e} is the parent's expert {twice[0]}, which stands in row {kept.index(twice[0])} already"
+            findings.append(Finding("expert-duplicated", "error", words, name, e))
+            continue
+        shifted = _find_row(p, hp_parent, have[e], layer)
+        more = "" if shifted is None else f"; it is the row of expert {shifted[1]} of layer {shifted[0]}"
+        words = f"row {e} is no row of the parent's router{more}"
+        findings.append(Finding("router-row-unknown", "error", words, name, e))
     return kept, findings
 
 
@@ -283,14 +287,8 @@ def _say_mtp(hp: Hparams, hp_parent: Hparams) -> str:
 
 
 def _check_maps(kept: Lists, hp_parent: Hparams) -> Iterator[Finding]:
-    """An expert of the parent may stand in a layer once."""
+    """A token needs its experts in every layer."""
     for layer, experts in kept.items():
-        known = [e for e in experts if e >= 0]
-        for e in sorted({e for e in known if known.count(e) > 1}):
-            yield Finding(
-                "expert-duplicated", "error", f"layer {layer} holds the parent's expert {e} more than once"
-            )
-        if len(set(known)) < hp_parent.num_experts_per_tok:
-            yield Finding(
-                "too-few-experts", "error", f"layer {layer} has {len(set(known))} experts of the parent"
-            )
+        known = sum(e >= 0 for e in experts)
+        if known < hp_parent.num_experts_per_tok:
+            yield Finding("too-few-experts", "error", f"layer {layer} has {known} experts of the parent")

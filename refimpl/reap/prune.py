@@ -87,6 +87,14 @@ def _complete(model: Gguf | Checkpoint, lists: Lists, mtp: str) -> tuple[Lists, 
         )
     if lengths[0] < hp.num_experts_per_tok:
         raise Usage(f"{lengths[0]} experts are fewer than the {hp.num_experts_per_tok} that a token needs")
+    size = hp.n_routed_experts // hp.n_group
+    for layer, experts in lists.items():
+        shares = {sum(e // size == group for e in experts) for group in range(hp.n_group)}
+        if len(shares) > 1:
+            raise Usage(
+                f"layer {layer} keeps {min(shares)} to {max(shares)} experts of a group; the router needs groups of "
+                f"one size (select --groups {hp.n_group})"
+            )
     if dropped and dropped != set(range(trunk.stop, hp.layers)):
         raise Usage("some MTP layers have a list and others have not")
     return lists, dropped
