@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,16 +90,38 @@ def cache_dir(path: Path) -> Path | None:
     return None if CACHE_ROOT is None else CACHE_ROOT / f"numba-{source_key(path)}"
 
 
-def jit(function: F) -> F:
-    """Compile a kernel at its first call, with refimpl's options, cached on disk."""
+INTEGER = numba.int64
+
+
+def rows(dtype: Any, axes: int = 2) -> Any:
+    """The type of a contiguous array, for the `types` of jit."""
+    return numba.types.Array(numba.from_dtype(np.dtype(dtype)), axes, "C")
+
+
+def function(*types: Any) -> Any:
+    """The type of a kernel that is handed to another kernel and returns nothing."""
+    return numba.types.FunctionType(numba.void(*types))
+
+
+def jit(function: F, types: tuple[Any, ...] | None = None) -> F:
+    """Compile a kernel at its first call, with refimpl's options, cached on disk.
+
+    types : of the arguments (see rows, function, INTEGER); the kernel is then compiled at once, for them alone.
+            One that takes another kernel needs this: without, it would be compiled for each that it is given.
+    """
     place = cache_dir(Path(function.__code__.co_filename))
     with _DECORATING:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = "" if place is None else str(place)
         try:
-            kernel = numba.njit(
-                function, fastmath=False, error_model="numpy", nogil=True, cache=place is not None
+            decorate = numba.njit(
+                types and numba.void(*types),
+                fastmath=False,
+                error_model="numpy",
+                nogil=True,
+                cache=place is not None,
             )
+            kernel = decorate(function)
         finally:
             numba.config.CACHE_DIR = before
     return kernel

@@ -80,17 +80,12 @@ def _compare_by_kernel(raw: Array, fmt: Format, source: Array, sse: Array | None
 
         compare_values(dequantize(raw, fmt), bits, values, errors, sums, max_abs, worst)
         return sums, max_abs, worst
-    from refimpl.quants import deviation_simd
+    from refimpl.quants.deviation_simd import tiles_kernel
 
-    decode, step = find_kernel(fmt, "dequantize"), max(1, TILE // source.shape[1])
-    room = allocate((min(step, len(raw)), source.shape[1]), np.float32)
-    for row in range(0, len(raw), step):
-        rows = slice(row, min(row + step, len(raw)))
-        tile = room[: rows.stop - row]
-        decode(raw[rows], tile)
-        deviation_simd.compare(
-            tile, bits[rows], values[rows], fmt.weights, errors[rows], sums[rows], max_abs[rows], worst[rows]
-        )
+    tile = allocate((min(max(1, TILE // source.shape[1]), len(raw)), source.shape[1]), np.float32)
+    raw, source = (np.require(a, requirements=("A", "W")) for a in (raw, source))
+    run = tiles_kernel(source.dtype)
+    run(find_kernel(fmt, "dequantize"), raw, tile, source, fmt.weights, errors, sums, max_abs, worst)
     return sums, max_abs, worst
 
 

@@ -4,12 +4,14 @@
 is left.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.arith.jit import jit
+from refimpl.arith.jit import INTEGER, function, jit, rows
 from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum
 from refimpl.arith.simd_lanes import as_float32, convert, first, high_half, low_half
 from refimpl.arith.simd_memory import load, prefetch
@@ -76,6 +78,40 @@ def measure(
         sums[row, 0], sums[row, 1], sums[row, 2] = total, power, most
         max_abs[row] = first(find_largest(largest)) if total == total else np.float32(np.nan)
         worst[row] = at
+
+
+def measure_tiles(
+    decode: Callable[[NDArray[np.uint8], Floats], None],
+    raw: NDArray[np.uint8],
+    tile: Floats,
+    source: NDArray[Any],
+    weights: int,
+    sse: Doubles,
+    sums: Doubles,
+    max_abs: Floats,
+    worst: NDArray[np.int32],
+) -> None:
+    """Decode some rows at a time into the tile and compare them there; all in one call, so the GIL is asked for once.
+
+    raw  : [R, bytes] uint8; decode : the format's own kernel
+    tile : [T, n] float32, scratch
+    rest : as for measure
+    """
+    for row in range(0, len(raw), len(tile)):
+        end = min(row + len(tile), len(raw))
+        y = tile[: end - row]
+        decode(raw[row:end], y)
+        some = sse[row:end]
+        measure(y, source[row:end], weights, some, sums[row:end], max_abs[row:end], worst[row:end])
+
+
+@cache
+def tiles_kernel(source: np.dtype[Any]) -> Callable[..., None]:
+    """measure_tiles for sources of this type. Its types are given: so it takes any decoder, and compiles once."""
+    decode = function(rows(np.uint8), rows(np.float32))
+    result = rows(np.float64), rows(np.float64), rows(np.float32, 1), rows(np.int32, 1)
+    types = decode, rows(np.uint8), rows(np.float32), rows(source), INTEGER, *result
+    return jit(measure_tiles, types)
 
 
 @inlined
