@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import avx2_jit, runs_simd, small_simd, super_simd
+from refimpl.dots import avx2_jit, many_simd, runs_simd, small_simd, super_simd
 from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 
 Bytes = NDArray[np.uint8]
@@ -36,6 +36,8 @@ def multiply(
     elif fmt in RUNS:
         run, bias = RUNS[fmt]
         run(raw, acts, act_d, bsums, super_simd.sum_twos(acts, bias), out)
+    elif fmt in many_simd.KERNELS and len(raw) >= many_simd.ROWS and len(acts) >= many_simd.TOKENS:
+        many_simd.multiply(fmt, raw, acts, act_d, out)
     elif fmt in SMALL and len(raw) >= small_simd.ROWS:
         kernel, bias = SMALL[fmt]
         kernel(raw, acts, act_d, act_s, small_simd.sum_fours(acts, bias), out)

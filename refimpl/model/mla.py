@@ -27,7 +27,7 @@ Array = NDArray[Any]
 Turn = tuple[Array, Array]
 Rows = list[Array]  # for each query the keys it looks at, ascending
 
-AT_ONCE = 1 << 24  # scores, so that those of a long prompt need not exist all together
+AT_ONCE = 1 << 20  # scores, so that those of a long prompt stay in the caches
 
 
 def softmax(scores: Array) -> Array:  # [..., n] -> [..., n]

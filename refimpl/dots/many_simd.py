@@ -1,0 +1,140 @@
+"""The order `avx2` on vectors for blocks of 32 and many tokens: the bits of avx2_jit.
+
+Rows are taken apart once, 4 side by side, and meet 4 tokens at a time. Here it is the activations that are taken as
+unsigned, 128 too large; what that is too much depends on the weights alone, and is where their lanes start.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.jit import jit
+from refimpl.arith.simd import Lanes, fill, inlined
+from refimpl.arith.simd_dot import add_fours, fma
+from refimpl.arith.simd_lanes import convert, join, reinterpret
+from refimpl.arith.simd_memory import get, load, store
+from refimpl.dots.small_simd import (
+    EACH_8,
+    Q4_0_BYTES,
+    Q5_0_BYTES,
+    Q8_0_BYTES,
+    codes_q4_0,
+    codes_q5_0,
+    codes_q8_0,
+    fold,
+    load_steps,
+)
+from refimpl.quants.formats import Q4_0, Q5_0, Q8_0
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+ROWS = TOKENS = 4  # that meet at a time, and the fewest that the kernels take
+PANEL = 1 << 19  # codes of rows taken apart at a time: they stay in the second cache
+TOO_MUCH = 128  # of an activation
+ZERO = np.float32(0)
+
+
+@inlined
+def take_apart(
+    codes: Any, size: int, bias: int, raw: Bytes, r: int, groups: int, q: Codes, starts: Ints, steps: Floats
+) -> None:
+    """Groups of 4 rows from r on, block by block.
+
+    bias   : how much too large the codes are taken
+    q      : [groups, blocks, 4 x 32] the codes
+    starts : [groups, blocks, 4 x 8] where the lanes start
+    steps  : [groups, blocks, 4]
+    """
+    m, blocks = raw.shape[0], raw.shape[1] // size
+    row = blocks * size
+    for g in range(groups):
+        top = min(r + ROWS * g, m - ROWS) * row
+        for b in range(blocks):
+            at, i = top + b * size, g * blocks + b
+            pairs = (
+                join(codes(raw, at), codes(raw, at + row)),
+                join(codes(raw, at + 2 * row), codes(raw, at + 3 * row)),
+            )
+            signed = reinterpret(join(pairs[0], pairs[1]) - np.uint8(bias), np.int8)
+            store(q, 128 * i, signed)
+            sums = add_fours(fill(np.int32(0), 32), fill(np.uint8(1), 128), signed)
+            store(starts, 32 * i, sums * np.int32(-TOO_MUCH))
+            store(steps, ROWS * i, load_steps(raw, at, row))
+
+
+@inlined
+def add_block(x: Lanes, start: Lanes, step: Lanes, acts: Bytes, act_d: Floats, i: int, lanes: Lanes) -> Lanes:
+    """lanes + a block of 4 rows times a block of a token, its i-th of all."""
+    y = load(acts, 32 * i, 32)
+    total = add_fours(start, join(join(y, y), join(y, y)), x)
+    return fma(step * fill(get(act_d, i), 32), convert(total, np.float32), lanes)
+
+
+@jit
+def multiply_panel(
+    q: Codes, starts: Ints, steps: Floats, r: int, groups: int, acts: Bytes, act_d: Floats, out: Floats
+) -> None:
+    """Rows taken apart, from r on, with all tokens; acts [t, n] uint8, 128 too large."""
+    (tokens, blocks), m = act_d.shape, out.shape[1]
+    for first in range(0, tokens, TOKENS):
+        t = min(first, tokens - TOKENS)
+        for g in range(groups):
+            a, b, e, f = fill(ZERO, 32), fill(ZERO, 32), fill(ZERO, 32), fill(ZERO, 32)
+            for k in range(blocks):
+                i, j = g * blocks + k, t * blocks + k
+                x, start, step = (
+                    load(q, 128 * i, 128),
+                    load(starts, 32 * i, 32),
+                    EACH_8(load(steps, 4 * i, 4)),
+                )
+                a = add_block(x, start, step, acts, act_d, j, a)
+                b = add_block(x, start, step, acts, act_d, j + blocks, b)
+                e = add_block(x, start, step, acts, act_d, j + 2 * blocks, e)
+                f = add_block(x, start, step, acts, act_d, j + 3 * blocks, f)
+            at = t * m + min(r + ROWS * g, m - ROWS)
+            store(out, at, fold(a))
+            store(out, at + m, fold(b))
+            store(out, at + 2 * m, fold(e))
+            store(out, at + 3 * m, fold(f))
+
+
+@inlined
+def multiply_many(
+    codes: Any, size: int, bias: int, raw: Bytes, acts: Bytes, act_d: Floats, out: Floats
+) -> None:
+    """Blocks of `size` bytes that begin with d; 4 rows or more with 4 tokens or more."""
+    m, n = raw.shape[0], acts.shape[1]
+    most = max(1, min(PANEL // (ROWS * n), -(-m // ROWS)))
+    q = np.empty(most * ROWS * n, np.int8)
+    starts, steps = np.empty(most * n, np.int32), np.empty(most * ROWS * (n // 32), np.float32)
+    for r in range(0, m, most * ROWS):
+        groups = min(most, -(-(m - r) // ROWS))
+        take_apart(codes, size, bias, raw, r, groups, q, starts, steps)
+        multiply_panel(q, starts, steps, r, groups, acts, act_d, out)
+
+
+@jit
+def many_q8_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+    multiply_many(codes_q8_0, Q8_0_BYTES, 128, raw, acts, act_d, out)
+
+
+@jit
+def many_q4_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+    multiply_many(codes_q4_0, Q4_0_BYTES, 8, raw, acts, act_d, out)
+
+
+@jit
+def many_q5_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+    multiply_many(codes_q5_0, Q5_0_BYTES, 16, raw, acts, act_d, out)
+
+
+KERNELS = {Q8_0.id: many_q8_0, Q4_0.id: many_q4_0, Q5_0.id: many_q5_0}
+
+
+def multiply(fmt: int, raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
+    """Multiply rows of blocks of a format in KERNELS with tokens."""
+    KERNELS[fmt](raw, acts.view(np.uint8) ^ np.uint8(TOO_MUCH), act_d, out)
