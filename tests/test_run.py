@@ -180,6 +180,25 @@ def test_perplexity_and_divergence_by_hand():
     assert found["top1"]["share"] == 0
 
 
+def test_perplexity_is_what_llama_perplexity_prints():
+    """To the digits printed; but it keeps a base's log probabilities in 16 bits, which KL divergence shows."""
+    printed = json.loads((TINY.parent / "llama.cpp" / "perplexity.json").read_text())
+    n, pieces = printed["context"], 2
+    how = {"engine": "llama.cpp", "kv": "f32", "activations": "float"}
+    model, base = refimpl.load(TINY / "stock.gguf", **how), refimpl.load(TINY, **how)
+    ids = tokenizer(TINY).encode((TINY / "held-out-text.txt").read_text(encoding="utf-8"))[: pieces * n]
+    parts = list(perplexity.score_pieces(model, ids, n, base))
+    for i in range(pieces):
+        found, want = perplexity.join(parts[: i + 1]).to_json(), printed["stock"][i]
+        assert f"{found['base']['perplexity']:.4f}" == printed["checkpoint"]["after"][i]
+        assert [f"{found['perplexity']:.4f}", f"{found['error']:.4f}"] == want["perplexity"]
+        assert [f"{100 * found['top1'][k]:.3f}" for k in ("share", "error")] == want["same_top"]
+        assert abs(found["kl"]["mean"] - float(want["kl"][0])) < 16 / 65535 / 2 + 5e-6
+        assert abs(found["kl"]["error"] - float(want["kl"][1])) < 1e-5
+    other = next(perplexity.score_pieces(refimpl.load(TINY, **how, latent_eps=1e-4), ids[:n], n))
+    assert f"{perplexity.join([other]).to_json()['perplexity']:.4f}" != printed["checkpoint"]["after"][0]
+
+
 def test_a_text_too_short_is_refused():
     with pytest.raises(Usage, match="do not fill"):
         list(perplexity.score_pieces(Fixed([0.5, 0.5]), [0, 1], 4))

@@ -1,11 +1,11 @@
-"""llama.cpp as an oracle: get it, build it, run its tools. Used by make_golden alone, never by a test.
+"""llama.cpp as an oracle: get it, build it, run its tools. Used by make_golden and make_llama_logs, never by a test.
 
 Its source comes with the source package of llama-cpp-python, which any pip can fetch:
 
     pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
     tar xf llama_cpp_python-0.3.36.tar.gz
     cmake -S llama_cpp_python-0.3.36/vendor/llama.cpp -B b -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF ...
-    cmake --build b --target llama-quantize llama-imatrix      (5 to 10 minutes on two cores)
+    cmake --build b --target llama-quantize llama-imatrix ...      (TOOLS; 5 to 10 minutes on two cores)
 
 Its encoders live in ggml-base, which on x86-64 is compiled without -march, so every operation rounds once:
 the build that the project calls strict.
@@ -25,8 +25,8 @@ SDIST = f"llama_cpp_python-{VERSION}.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
 DATED = f"{COMMIT}, as in the source package llama-cpp-python {VERSION}"
-OFF = ("LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_MTMD")
-TOOLS = ("llama-quantize", "llama-imatrix")
+OFF = ("LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_MTMD")
+TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-eval-callback")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def command(
     first that does not is where the error was made. Different but justified selections of keys and experts are flips,
     and fail nothing. Without --model only distances from A are known, and any difference fails.
 
-    Traces: of `refimpl trace`, of Hugging Face forward hooks, of llama.cpp's eval callback, folders of .npy.
+    Traces: of `refimpl trace`, of Hugging Face forward hooks, of llama.cpp's eval callback, folders of .npy; B may be
+    the log of llama-eval-callback, of which what it prints and the sums are compared.
 
     Exit codes: 0 nothing is wrong · 1 something is · 2 usage · 3 bad file · 4 unsupported.
     """

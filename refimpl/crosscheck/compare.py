@@ -8,14 +8,16 @@ differs from A's but is right by B's own scores is a flip, and nobody's fault. W
 known.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.crosscheck.operations import ATTENTION, DENSE, HEAD, LAST, SPARSE, Operation, Scene
+from refimpl.crosscheck.printed import compare_values
 from refimpl.crosscheck.trace import Trace
+from refimpl.errors import Usage
 from refimpl.model.glm import Glm
 
 Array = NDArray[Any]
@@ -33,7 +35,9 @@ class Row:
     at        : index of that element
     flips     : rows of a selection in which A and B chose differently
     wrong     : rows of a selection that B's own scores do not explain
-    verdict   : "same" bits, "fine" within its bound, "flip", "wrong", "differs" (from A, not judged), "new" (not in A)
+    printed   : of a log, how many values of A were compared, and how many there are
+    verdict   : "same" bits (of a log: nothing that it prints speaks against it),
+                "fine" within its bound, "flip", "wrong", "differs" (from A, not judged), "new" (not in A)
     """
 
     name: str
@@ -44,6 +48,7 @@ class Row:
     at: list[int] | None = None
     flips: int | None = None
     wrong: int | None = None
+    printed: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
@@ -59,6 +64,7 @@ class Comparison:
     b: str
     judged: bool
     rows: list[Row]
+    lacking: list[str] = field(default_factory=list)  # what A has and a log B has not
 
     @property
     def first(self) -> Row | None:
@@ -85,12 +91,24 @@ class Comparison:
             "judged": self.judged,
             "passed": self.passed,
             "first": first,
+            "lacking": self.lacking,
             "rows": rows,
         }
 
 
 def compare(a: Trace, b: Trace, model: Glm | None = None) -> Comparison:
-    """Walk the graph in order. Activations that B lacks are not compared."""
+    """Walk the graph in order. Activations that B lacks are not compared.
+
+    Raises: Usage where a log is A, or is to be judged: it does not hold what operations take.
+    """
+    if a.printed or (b.printed and model is not None):
+        raise Usage(
+            f"{a.path if a.printed else b.path} is a log, which prints a few values of each activation: it can be B, "
+            "compared with a whole trace A, and without --model"
+        )
+    if b.printed:
+        lacking = [name for name in a.values if name not in b.printed]
+        return Comparison(a.path, b.path, False, _compare_printed(a, b), lacking)
     rows = [_compare_input(a, b, name, model) for name in INPUTS if name in b.values]
     layers = sorted({int(n.rpartition("-")[2]) for n in b.values if n.rpartition("-")[2].isdigit()})
     for layer in layers:
@@ -99,6 +117,19 @@ def compare(a: Trace, b: Trace, model: Glm | None = None) -> Comparison:
         head = _scene(b, None, _stream(b, layers[-1] + 1), model)
         rows += [_judge(a, b, op, None, head) for op in HEAD if op.name in b.values]
     return Comparison(a.path, b.path, model is not None, rows)
+
+
+def _compare_printed(a: Trace, b: Trace) -> list[Row]:
+    """What a log shows, in A's order; then what A lacks."""
+    rows = []
+    for key in (*(n for n in a.values if n in b.printed), *(n for n in b.printed if n not in a.values)):
+        base, dash, number = key.rpartition("-")
+        row = Row(base if dash else key, int(number) if dash else None, "new")
+        if key in a.values:
+            row.verdict, row.deviation, count = compare_values(row.name, a.values[key], b.printed[key])
+            row.printed = count, a.values[key].size
+        rows.append(row)
+    return rows
 
 
 def _stream(b: Trace, layer: int) -> Array | None:

@@ -6,6 +6,7 @@ several stages the last keeps it, and earlier ones are ours ("qr_raw" is "qr" be
     X.safetensors, written by `refimpl trace`
     X.safetensors of forward hooks in Hugging Face's names, "model.layers.0.self_attn.q_a_proj"
     X.safetensors of llama.cpp's eval callback, "0007.attn_norm-0" in the order of evaluation (tools/llama_run.py)
+    the log of llama-eval-callback, which prints a few values of each activation (printed.py)
     a folder of .npy, in our names or in Hugging Face's
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refimpl
+from refimpl.crosscheck.printed import Printed, read_log
 from refimpl.errors import BadFile, Unsupported
 from refimpl.files.replace import replacing
 from refimpl.files.source import Source
@@ -68,6 +70,7 @@ class Trace:
     path: str
     values: dict[str, Array]
     metadata: dict[str, str] = field(default_factory=dict)
+    printed: dict[str, Printed] = field(default_factory=dict)  # instead of values: what a log shows of them
 
 
 def describe(model: Glm, engine: str, tokens: Sequence[int] | None, whole: bool) -> dict[str, str]:
@@ -106,6 +109,8 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     path = os.fspath(path)
     if os.path.isdir(path):
         raw, metadata = _read_folder(path), dict[str, str]()
+    elif not path.endswith(".safetensors"):
+        return _read_log(path)
     else:
         raw, metadata = _read_safetensors(path)
     if any(_NUMBERED.fullmatch(name) for name in raw):
@@ -128,6 +133,15 @@ def _read_safetensors(path: str) -> tuple[dict[str, Array], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise BadFile(path, None, f"no trace: {error}") from None
+
+
+def _read_log(path: str) -> Trace:
+    records = read_log(path)
+    named = zip(_name_stages([name for name, _ in records]), records, strict=True)
+    printed = {ours: record for ours, (_, record) in named if ours is not None}
+    if not printed:
+        raise Unsupported(f"{path}: no activation of a known name")
+    return Trace(path, {}, printed=printed)
 
 
 def _read_folder(path: str) -> dict[str, Array]:
@@ -162,22 +176,28 @@ def _mask(chosen: Array, keys: int) -> Array:  # [T, K] -> [T, S]
 
 
 def _from_llama(raw: dict[str, Array]) -> dict[str, Array]:
-    """Numbered callbacks to our names: the n-th occurrence of a name in a layer has its own."""
-    values: dict[str, Array] = {}
-    seen: dict[str, int] = {}
-    for key in sorted(raw):
-        name = key.partition(".")[2]
-        base, dash, layer = name.rpartition("-")
-        base = base if dash else name
-        if " (" in name or base not in LLAMA_NAMES:
-            continue
-        stage, seen[name] = seen.get(name, 0), seen.get(name, 0) + 1
-        stages = LLAMA_NAMES[base]
-        ours = stages[stage] if stage < len(stages) else None
-        if ours is not None:
-            values[f"{ours}-{layer}" if dash else ours] = raw[key]
+    """Numbered callbacks to our names and shapes."""
+    keys = sorted(raw)
+    named = zip(_name_stages([key.partition(".")[2] for key in keys]), keys, strict=True)
+    values = {ours: raw[key] for ours, key in named if ours is not None}
     tokens = next((v.shape[-2] for n, v in values.items() if n.startswith(("attn_norm", "inp_embd"))), 0)
     return {name: _tokens_first(name, value, tokens) for name, value in values.items()}
+
+
+def _name_stages(names: Sequence[str]) -> list[str | None]:
+    """Our names of callbacks in the order of evaluation: the n-th occurrence of a name in a layer has its own."""
+    found: list[str | None] = []
+    seen: dict[str, int] = {}
+    for name in names:
+        base, dash, layer = name.rpartition("-")
+        base = base if dash else name
+        ours = None
+        if " (" not in name and base in LLAMA_NAMES:
+            stage, seen[name] = seen.get(name, 0), seen.get(name, 0) + 1
+            stages = LLAMA_NAMES[base]
+            ours = stages[stage] if stage < len(stages) else None
+        found.append(f"{ours}-{layer}" if ours is not None and dash else ours)
+    return found
 
 
 def _tokens_first(name: str, value: Array, tokens: int) -> Array:

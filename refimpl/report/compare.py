@@ -53,6 +53,15 @@ def print_comparison(found: Comparison, console: "Console", all_rows: bool = Fal
         if found.passed
         else "DIVERGES"
     )
+    shown = [row.printed for row in found.rows if row.printed is not None]
+    if shown:
+        some, every = (sum(counts) for counts in zip(*shown, strict=True))
+        console.print(
+            f"\nB is a log: it prints {some:,} of the {every:,} values of {len(shown)} activations, to 4 decimals, and "
+            "their sums.\nThe others are checked by the sums alone, and no operation is replayed."
+        )
+        if found.lacking:
+            console.print(f"Not in the log, and not checked: {', '.join(map(clean, found.lacking))}")
     if not found.judged:
         words += "   (without --model nothing is judged: these are distances)"
     console.print(
