@@ -7,7 +7,7 @@ import ctypes as c
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,34 @@ def _defaults() -> tuple[Any, Any]:
     return model, context
 
 
+class Product(NamedTuple):
+    """One product with a matrix as llama.cpp computed it: what went in and what came out, on ggml's four axes.
+
+    chosen : of a product with experts' matrices, which expert each row takes
+    """
+
+    name: str
+    weight: str
+    inputs: NDArray[Any]
+    outputs: NDArray[Any]
+    chosen: NDArray[Any] | None
+
+
+def _copy(tensor: Any) -> NDArray[Any]:
+    """The values of an f32 or i32 tensor, whatever its strides."""
+    dtype = np.float32 if tensor.type == 0 else np.int32
+    shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+    last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 4
+    raw = np.frombuffer((c.c_uint8 * last).from_address(tensor.data), np.uint8)
+    return np.lib.stride_tricks.as_strided(raw[:4].view(dtype), shape, strides).copy()
+
+
 class Llama:
     """One model and one context of llama.cpp, on CPU threads, without flash attention.
 
     kv     : type of the caches
-    watch  : keep every activation: `seen` then holds (name, value) in the order of evaluation
+    watch  : keep every activation: `seen` then holds (name, value) in the order of evaluation, and `products` every
+             product of float32 inputs with a matrix of the file
     """
 
     def __init__(
@@ -98,6 +121,7 @@ class Llama:
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type, params.type_k, params.type_v = 0, _KINDS[kv], _KINDS[kv]
         self.seen: list[tuple[str, NDArray[Any]]] = []
+        self.products: list[Product] = []
         self._callback = _Callback(self._listen)
         if watch:
             params.cb_eval = c.cast(self._callback, _P)
@@ -139,15 +163,19 @@ class Llama:
 
     def _listen(self, pointer: Any, ask: bool, data: Any) -> bool:
         tensor = pointer.contents
-        if ask:
+        if ask or tensor.type not in (0, 26):  # f32, i32
             return True
-        if tensor.type in (0, 26):  # f32, i32
-            dtype = np.float32 if tensor.type == 0 else np.int32
-            shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
-            last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 4
-            raw = np.frombuffer((c.c_uint8 * last).from_address(tensor.data), np.uint8)
-            value = np.lib.stride_tricks.as_strided(raw[:4].view(dtype), shape, strides).copy()
-            self.seen.append((tensor.name.decode(errors="replace"), value))
+        value = _copy(tensor)
+        self.seen.append((tensor.name.decode(errors="replace"), value))
+        operation = _function("ggml_op_name", c.c_char_p, _I)(tensor.op)
+        if operation in (b"MUL_MAT", b"MUL_MAT_ID"):
+            weight, inputs, chosen = (
+                c.cast(source, c.POINTER(Tensor)).contents if source else None for source in tensor.src[:3]
+            )
+            if inputs.type == 0 and weight.name.endswith(b".weight"):
+                ids = None if operation == b"MUL_MAT" else _copy(chosen)
+                names = tensor.name.decode(), weight.name.decode()
+                self.products.append(Product(*names, _copy(inputs), value, ids))
         return True
 
 
