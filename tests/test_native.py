@@ -42,8 +42,7 @@ def make_trial(
     """Exact values and bounds of one row a product, and matmul's own results."""
     rows = len(raw) // len(tokens)
     trial = Trial("", {"blocks": raw, "tokens": tokens}, rows)
-    weights = exact_weights(symbol.format, raw.view(symbol.format.block).reshape(-1))
-    exact, bound = native_dots.evaluate(symbol, weights, trial, native_dots.encode_tokens(symbol, tokens))
+    exact, bound = native_dots.evaluate(symbol, trial, native_dots.encode_tokens(symbol, tokens))
     got = dots.matmul(raw.reshape(rows, -1), symbol.format, tokens.reshape(1, -1), symbol.partner)[0]
     return exact, bound, got
 
@@ -74,11 +73,8 @@ def test_every_trial_of_a_product_has_rows_that_prove_the_integer_part() -> None
     for symbol in DOTS.values():
         proven = 0
         for trial in native_dots.list_products(symbol, 64):
-            weights = exact_weights(
-                symbol.format, trial.inputs["blocks"].view(symbol.format.block).reshape(-1)
-            )
             partner = native_dots.encode_tokens(symbol, trial.inputs["tokens"])
-            exact, bound = native_dots.evaluate(symbol, weights, trial, partner)
+            exact, bound = native_dots.evaluate(symbol, trial, partner)
             assert np.isfinite(exact).all() and np.isfinite(bound).all(), (symbol.name, trial.case)
             proven += int((bound == 0).sum())
         assert proven > 100, symbol.name

@@ -24,9 +24,11 @@ from refimpl.crosscheck.native_reproducer import save
 from refimpl.crosscheck.native_symbols import Symbol, list_symbols
 from refimpl.crosscheck.native_trial import Result, Trial
 from refimpl.errors import BadFile, Unsupported
+from refimpl.quants.formats import CODEBOOKS
 
 VERDICTS = ("same bits", "inside the bound", "wrong", "crashed", "absent")
 BLOCKS = 100_000  # of the largest trial
+SEARCHED_BLOCKS = 1000  # of the largest trial of an encoder that searches a codebook: it takes ggml a second
 BYTES_PER_BLOCK = 2048  # of the arena, inputs and outputs of the widest format
 WEIGHED_CASES = ("ordinary weights", "groups of zeros", "scales far apart", "outliers")
 
@@ -148,7 +150,8 @@ def list_texts(symbol: Symbol) -> tuple[str | None, ...]:
         case "decode" | "product":
             return (None,)
         case "encode" | "row":
-            return list_builds(symbol.format.name)
+            builds = list_builds(symbol.format.name)
+            return builds[:1] if native_codecs.is_unsearched(symbol) else builds
         case "activation":
             return (*native_activations.ENCODERS, None)
         case _:
@@ -159,6 +162,8 @@ def list_texts(symbol: Symbol) -> tuple[str | None, ...]:
 def list_trials(symbol: Symbol, blocks: int) -> Iterator[Trial]:
     """Everything that a function is tried on, small trials first."""
     fmt = symbol.format
+    if fmt in CODEBOOKS and symbol.kind in ("encode", "row"):
+        blocks = min(blocks, SEARCHED_BLOCKS)
     if symbol.kind == "decode":
         for case, raw, shifted in list_blocks(fmt, blocks):
             yield Trial(case, {"blocks": raw}, 1, shifted)

@@ -20,7 +20,7 @@ from refimpl.crosscheck.native_library import Argument, Buffer, Library
 from refimpl.crosscheck.native_mistakes import decode, exact_weights, find_mistake, without_min
 from refimpl.crosscheck.native_symbols import Symbol
 from refimpl.crosscheck.native_trial import Array, Result, Trial, alignment, died
-from refimpl.quants import quantize
+from refimpl.quants import dequantize, quantize
 from refimpl.quants.formats import Format, activations
 
 UNIT = 2.0**-24
@@ -53,12 +53,11 @@ def multiply(library: Library, symbol: Symbol, trial: Trial, order: str | None) 
         ("i", 1),
     ]
     outcome = library.call(symbol.name, "v", arguments, rows)
-    exact, bound = evaluate(symbol, exact_weights(fmt, raw.view(fmt.block).reshape(-1)), trial, partner)
     if outcome.crash is not None or outcome.output is None:
-        return died(outcome, exact)
+        return died(outcome, evaluate(symbol, trial, partner)[0])
     got = outcome.output.view(np.float32)
     if outcome.spill is not None:
-        return Result(outcome.spill, "spill", 0, got, exact)
+        return Result(outcome.spill, "spill", 0, got, evaluate(symbol, trial, partner)[0])
     if order is not None:
         want = dots.matmul(raw.reshape(rows, -1), fmt, tokens.reshape(1, -1), symbol.partner, order).reshape(
             -1
@@ -66,6 +65,7 @@ def multiply(library: Library, symbol: Symbol, trial: Trial, order: str | None) 
         differ = np.flatnonzero(got.view(np.uint32) != want.view(np.uint32))
         problem = f"{len(differ):,} of {rows:,} products are not the ones of {order}" if len(differ) else None
         return Result(problem, "values" if problem else "", 0, got, want)
+    exact, bound = evaluate(symbol, trial, partner)
     with np.errstate(all="ignore"):
         error = np.abs(got - exact)
         wrong = np.flatnonzero(~(error <= bound))
@@ -85,12 +85,16 @@ def encode_tokens(symbol: Symbol, tokens: Array) -> Array:
     return quantize(tokens.reshape(1, -1), symbol.format).reshape(-1)
 
 
-def evaluate(symbol: Symbol, weights: Array, trial: Trial, partner: Array) -> tuple[Array, Array]:
+def evaluate(
+    symbol: Symbol, trial: Trial, partner: Array, weights: Array | None = None
+) -> tuple[Array, Array]:
     """The exact products and how far rounding may lead away from them: [rows] float64 each.
 
-    weights : [N, weights] float64, as decoded without rounding
     partner : the encoded token
+    weights : [N, weights] float64, or None: as decoded without rounding
     """
+    if weights is None:
+        weights = exact_weights(symbol.format, trial.inputs["blocks"].view(symbol.format.block).reshape(-1))
     rows, n = trial.rows, weights.size // trial.rows
     fmt = activations.get(symbol.partner, symbol.format)
     blocks = partner.view(fmt.block).reshape(-1)
@@ -180,8 +184,7 @@ def _list_floats(symbol: Symbol, most: int) -> Iterator[Trial]:
 
 def _tame(fmt: Format, raw: Array) -> Array:
     """The blocks without those whose products could over- or underflow."""
-    with np.errstate(all="ignore"):
-        size = np.abs(exact_weights(fmt, raw.view(fmt.block).reshape(-1)))
+    size = np.abs(dequantize(raw, fmt))
     kept: Array = raw[(((size == 0) | (size > SMALL)) & (size < LARGE)).all(1)]
     return kept
 
@@ -192,7 +195,7 @@ def name_mistake(symbol: Symbol, trial: Trial, result: Result) -> str | None:
     partner, got = encode_tokens(symbol, trial.inputs["tokens"]), result.got.astype(np.float64)
 
     def fits(weights: Array) -> bool:
-        exact, bound = evaluate(symbol, weights, trial, partner)
+        exact, bound = evaluate(symbol, trial, partner, weights)
         return bool((np.abs(got - exact) <= bound).all())
 
     return find_mistake(symbol.format, trial.inputs["blocks"], fits)

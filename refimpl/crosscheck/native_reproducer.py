@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from refimpl.crosscheck import native_dots
-from refimpl.crosscheck.native_mistakes import exact_weights
 from refimpl.crosscheck.native_symbols import Symbol
 from refimpl.crosscheck.native_trial import Array, Result, Trial, alignment
 from refimpl.quants.formats import activations
@@ -44,6 +43,8 @@ def place(data, shift):
 library = ctypes.CDLL(sys.argv[1] if len(sys.argv) > 1 else {library!r})
 if hasattr(library, "ggml_cpu_init"):
     library.ggml_cpu_init()
+if hasattr(library, "ggml_quantize_init"):
+    library.ggml_quantize_init({type})
 inputs = [{places}]
 size = {size}
 room, start, out, _ = place(bytes([0xAA]) * size, {out_shift})
@@ -101,14 +102,14 @@ def save(folder: Path, library: Path, symbol: Symbol, trial: Trial, result: Resu
     )
     wanted = {"want": np.asarray(result.want)}
     if symbol.kind in ("dot", "product"):
-        weights = exact_weights(symbol.format, trial.inputs["blocks"].view(symbol.format.block).reshape(-1))
         partner = native_dots.encode_tokens(symbol, trial.inputs["tokens"])
-        wanted["bound"] = native_dots.evaluate(symbol, weights, trial, partner)[1]
+        wanted["bound"] = native_dots.evaluate(symbol, trial, partner)[1]
     for key, array in {**call.memory, **wanted}.items():
         (folder / f"{symbol.name}.{key}.bin").write_bytes(np.ascontiguousarray(array).tobytes())
     shifts = call.shifts if trial.shifted else (0,) * len(call.shifts)
     text = PROGRAM.format(
         name=symbol.name,
+        type=symbol.format.id,
         problem=result.problem,
         inputs="\n".join(f"{k}: {a.dtype} {list(a.shape)}" for k, a in trial.inputs.items()) + "\n",
         library=str(library),

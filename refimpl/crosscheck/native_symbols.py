@@ -3,7 +3,8 @@
 kind      C signature                                                                       must give
 decode    void (const void * blocks, float * y, int64_t n)                                  dequantize
 encode    size_t (const float * x, void * blocks, int64_t rows, int64_t n, const float * imatrix)  quantize
-row       void (const float * x, void * blocks, int64_t n)                                  quantize, plain
+row       void (const float * x, void * blocks, int64_t n)                                  quantize, plain; of
+                                                                                            iq4_nl quantize_row
 activation  as row: q8_0, q8_1, q8_K                                                        dots.encode
 dot       void (int n, float * s, size_t, const void * blocks, size_t, const void * y, size_t, int one)  dots.matmul
 product   as dot, both of one float type                                                    the exact sum
@@ -14,7 +15,7 @@ Source: ggml-quants.h, ggml-cpu/quants.h and ggml.h, llama.cpp 0c1e570.
 import re
 from dataclasses import dataclass
 
-from refimpl.quants.formats import CODEBOOKS, Format, activations, formats
+from refimpl.quants.formats import Format, activations, formats
 
 FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
     "decode": {
@@ -26,9 +27,6 @@ FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
         "bf16": ("ggml_fp32_to_bf16_row", "ggml_fp32_to_bf16_row_ref", "ggml_cpu_fp32_to_bf16"),
     },
 }
-UNSEARCHED = (
-    "iq4_nl",
-)  # its row encoder searches no scale: another one than quantize_iq4_nl, which makes the files
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,8 @@ def list_symbols() -> list[Symbol]:
         own = spell(name)
         if fmt.weights > 1:
             found.append(Symbol(f"dequantize_row_{own}", "decode", fmt))
-            if fmt not in CODEBOOKS:  # their encoders are compared in tests/native/test_grids_native.py
-                found.append(Symbol(f"quantize_{own}", "encode", fmt))
-            if (
-                name != "iq4_nl" and fmt not in CODEBOOKS
-            ):  # IQ4_NL's row encoders search no scale: no file is made so
+            found.append(Symbol(f"quantize_{own}", "encode", fmt))
+            if not fmt.needy:  # ggml encodes no single row of a type that needs an imatrix
                 found.append(Symbol(f"quantize_row_{own}_ref", "row", fmt))
                 if name not in activations:
                     found.append(Symbol(f"quantize_row_{own}", "row", fmt))

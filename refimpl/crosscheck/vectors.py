@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from refimpl import dots, quants
 from refimpl.arith.builds import list_builds
+from refimpl.crosscheck import native_codecs
 from refimpl.crosscheck.native import list_trials
 from refimpl.crosscheck.native_dots import encode_tokens
 from refimpl.crosscheck.native_symbols import Symbol, list_symbols, spell
@@ -178,7 +179,7 @@ def _make_cases(symbol: Symbol, op: str, trial: Trial) -> Iterator[Case]:
         imatrix = trial.inputs.get("imatrix")
         weights = {} if imatrix is None else {"y": imatrix.reshape(-1)}
         for build in list_builds(fmt.name):
-            coded = quants.quantize(x, fmt, weights.get("y"), build=build)
+            coded = native_codecs.write(fmt, x, imatrix, build)
             yield case(build, symbol.name, coded, x=x, **weights)
     elif op == "activation":
         x = trial.inputs["x"].reshape(1, -1)

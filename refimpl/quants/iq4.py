@@ -61,6 +61,14 @@ def weigh_by_imatrix(blocks: Floats, imatrix: Floats, build: Build) -> Floats:
     return imatrix * np.sqrt(add_product(build.ROW_W, sigma2[:, None], blocks, blocks))
 
 
+def sum_levels(
+    x: Floats, weights: Floats, inverse: Floats, form_x: Form, form_2: Form
+) -> tuple[Floats, Floats]:
+    """Round x under a trial scale; return the sums of w * level * x and of w * level^2, [N] float32 each."""
+    level = IQ4_VALUES[round_codes(inverse[:, None] * x)]
+    return add_products(form_x, weights * level, x), add_products(form_2, weights * level, level)
+
+
 def fit_scale(x: Floats, weights: Floats, build: Build) -> Floats:
     """Fit x = scale * IQ4[q] by weighted least squares over 15 trial scales, and the first that puts the peak at -127.
 
@@ -72,16 +80,13 @@ def fit_scale(x: Floats, weights: Floats, build: Build) -> Floats:
     Source: ggml-quants.c quantize_row_iq4_nl_impl with ntry = 7, llama.cpp 0c1e570.
     """
     peak = find_peak(x)
-
-    def measure(inverse: Floats, form_x: Form, form_2: Form) -> tuple[Floats, Floats]:
-        level = IQ4_VALUES[round_codes(inverse[:, None] * x)]
-        return add_products(form_x, weights * level, x), add_products(form_2, weights * level, level)
-
-    sum_qx, sum_q2 = measure(np.float32(1) / (peak / np.float32(127)), build.NL_SQX0, build.NL_SQ20)
+    first = np.float32(1) / (peak / np.float32(127))
+    sum_qx, sum_q2 = sum_levels(x, weights, first, build.NL_SQX0, build.NL_SQ20)
     scale = np.where(sum_q2 > 0, sum_qx / sum_q2, np.float32(0))
     best = scale * sum_qx
     for k in range(-TRIALS, TRIALS + 1):
-        sum_qx, sum_q2 = measure(np.float32(k - 127) / peak, build.NL_SQX1, build.NL_SQ21)
+        inverse = np.float32(k - 127) / peak
+        sum_qx, sum_q2 = sum_levels(x, weights, inverse, build.NL_SQX1, build.NL_SQ21)
         better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
         scale = np.where(better, sum_qx / sum_q2, scale)
         best = np.where(better, scale * sum_qx, best)

@@ -19,10 +19,12 @@ from refimpl.quants.iq4 import (
     measure_apart,
     pack_codes,
     round_codes,
+    sum_levels,
     unpack_codes,
     weigh_by_imatrix,
 )
 from refimpl.quants.levels import IQ4_VALUES
+from refimpl.quants.search import EPSILON, find_peak
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
@@ -75,8 +77,8 @@ def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) ->
 
     Rounds: every operation, to float32, but what `build` fuses; d once more, to fp16, after the codes are
     taken under 1/d.
-    Source: ggml-quants.c quantize_iq4_nl, llama.cpp 0c1e570. (quantize_row_iq4_nl_ref is another encoder: it
-    searches no scale.)
+    Source: ggml-quants.c quantize_iq4_nl, llama.cpp 0c1e570. (quantize_row_iq4_nl_ref is another encoder:
+    quantize_row.)
     """
     groups = x.reshape(-1, IQ4_NL.weights)
     weights = (
@@ -87,4 +89,28 @@ def quantize(x: Floats, imatrix: Floats | None = None, build: Build = STRICT) ->
     blocks = np.zeros(len(groups), IQ4_NL.block)
     blocks["d"].view(np.uint16)[:] = encode_half(scale)
     blocks["qs"] = pack_codes(round_codes(inverse[:, None] * groups))
+    return blocks.reshape(len(x), -1)
+
+
+def quantize_row(x: Floats) -> Records:
+    """Encode rows as ggml's functions of single rows do, which search no scale and make no file: build strict alone.
+
+    q[i] = nearest level to x[i] / (peak / -127);  d = sum(x^3 * IQ4[q]) / sum(x^2 * IQ4[q]^2)
+
+    x      : [R, n] float32, finite
+    return : [R, n/32] IQ4_NL records; of blocks with all |x| < 1e-15, d = 0, C leaves the codes as they were:
+             here they are 0
+
+    Rounds: every operation, to float32; d once more, to fp16.
+    Source: ggml-quants.c quantize_row_iq4_nl_ref, llama.cpp 0c1e570.
+    """
+    groups = x.reshape(-1, IQ4_NL.weights)
+    peak = find_peak(groups)
+    inverse = np.float32(1) / (peak / np.float32(-127))
+    sum_qx, sum_q2 = sum_levels(groups, groups * groups, inverse, STRICT.NL_SQX0, STRICT.NL_SQ20)
+    flat = np.abs(peak) < EPSILON
+    blocks = np.zeros(len(groups), IQ4_NL.block)
+    scale = np.where(~flat & (sum_q2 > 0), sum_qx / sum_q2, np.float32(0))
+    blocks["d"].view(np.uint16)[:] = encode_half(scale)
+    blocks["qs"] = pack_codes(np.where(flat[:, None], 0, round_codes(inverse[:, None] * groups)))
     return blocks.reshape(len(x), -1)

@@ -160,18 +160,23 @@ def test_what_is_no_library_of_ggml_is_one_error(tmp_path: Path, capsys: pytest.
         assert out == "" and said in err and "Traceback" not in err
 
 
-# What the wheel does not export: codebook types have no encoder of single rows, Q2_0 no generic product.
-ABSENT = {
-    f"quantize_row_iq{t}{e}"
-    for t in ("1_s", "1_m", "2_xxs", "2_xs", "2_s", "3_xxs", "3_s")
-    for e in ("", "_ref")
-}
+# What the wheel does not export: most codebook types have no encoder of single rows, Q2_0 no generic product.
+ABSENT = {f"quantize_row_{name}" for name in ("iq1_m", "iq1_m_ref", "iq2_s", "iq3_xxs", "iq3_s")}
 ABSENT.add("ggml_vec_dot_q2_0_q8_0_generic")
 
 
-# of the encoders of tensors two: test_quants_native compares them all, on more weights
+# Of the encoders of tensors three: test_quants_native and test_grids_native compare them all, on more weights.
 @pytest.mark.parametrize(
-    "only", ["dequantize_row_", "ggml_vec_dot_", "quantize_row_q8_", "quantize_q4_K", "quantize_q8_0"]
+    "only",
+    [
+        "dequantize_row_",
+        "ggml_vec_dot_",
+        "quantize_row_q8_",
+        "quantize_row_iq",
+        "quantize_q4_K",
+        "quantize_q8_0",
+        "quantize_iq2_xxs",
+    ],
 )
 def test_the_functions_of_the_wheel_are_there_and_right(only: str, tmp_path: Path) -> None:
     report = judge("xllamacpp", tmp_path / "reproducers", blocks=500, only=only)
