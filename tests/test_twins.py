@@ -462,8 +462,9 @@ DRAWS = st.builds(
     FINITE,
     st.sampled_from(BUILDS),
 )
-QUIET = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY = settings(QUIET, max_examples=15 if numba.config.DISABLE_JIT else 120)
+SLOW = numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK  # CI's repetitions of the portable kernels
+QUIET = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(QUIET, max_examples=15 if SLOW else 120)
 NAMES = [pytest.param(n, marks=[pytest.mark.portable] * n.endswith("_jit")) for n in find_twins()]
 
 
@@ -494,7 +495,7 @@ def test_interpreted_kernel_equals_reference(name: str, draw: Draw) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_kernel_equals_reference_for_every_kind(name: str, kind: str) -> None:
-    importances = list(IMPORTANCES)[:: 4 if numba.config.DISABLE_JIT else 1]
+    importances = list(IMPORTANCES)[:: 4 if SLOW else 1]
     for seed, importance in enumerate(importances):
         check_all(name, load_compiled(name), Draw(seed, kind, importance, np.empty(0, np.float32)))
 

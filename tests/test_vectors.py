@@ -84,7 +84,9 @@ def test_the_portable_kernels_give_the_same(fmt: str) -> None:
     kernel = importlib.import_module(f"refimpl.quants.{fmt}_jit")
     build = [find_build("strict", fmt)] if fmt in SITED else []
     with np.errstate(all="ignore"):
-        for what, x, imatrix, want in find_cases(fmt)[:: 3 if numba.config.DISABLE_JIT else 1]:
+        for i, (what, rows, imatrix, wanted) in enumerate(find_cases(fmt)):
+            some = slice(i, None, 8) if numba.config.DISABLE_JIT else slice(None)
+            x, want = rows[some], wanted[some]
             out = np.full(want.shape, 0xAA, np.uint8)
             weights = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix[None]
             kernel.quantize(x, weights, len(x), out, *build)
