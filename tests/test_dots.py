@@ -137,3 +137,31 @@ def test_arrays_of_other_types_and_axes_are_refused() -> None:
         dots.matmul(raw.tolist(), "q8_0", x, "q8_0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="x needs 2 axes"):
         dots.matmul(raw, "q8_0", x[0], "q8_0")
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q8_1", "q8_k"])
+def test_encoded_tokens_are_taken_apart_in_one_call_as_by_the_planes(name):
+    kind, rng = activations[name], np.random.default_rng(9)
+    for tokens, blocks in ((1, 1), (3, 5)):
+        raw = rng.integers(0, 256, (tokens, blocks * kind.block.itemsize), np.uint8)
+        for got, want in zip(dots._split(raw, kind), split(raw, kind), strict=True):
+            assert got.shape == want.shape and got.dtype == want.dtype
+            assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_threads_change_nothing_and_report_what_goes_wrong(jobs):
+    rng = np.random.default_rng(10)
+    raw = refimpl.quantize(rng.standard_normal((7, 256)).astype(np.float32), "q4_k")
+    for tokens in (1, 5):
+        x = rng.standard_normal((tokens, 256)).astype(np.float32)
+        for activation in ("q8_k", "f32"):
+            got = refimpl.matmul(raw, "q4_k", x, activation, jobs=jobs)
+            assert np.array_equal(got, refimpl.matmul(raw, "q4_k", x, activation))
+
+    def fail(rows):
+        if rows.start:
+            raise KeyError(rows.start)
+
+    with pytest.raises(KeyError):
+        dots._share(fail, 7, jobs)

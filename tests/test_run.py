@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import subprocess
 import sys
 
 import jsonschema
@@ -310,3 +311,15 @@ def test_perplexity_by_domain_and_against_a_base(capsys):
         assert 0 < found["kl"]["mean"] < 0.1 and found["top1"]["share"] > 0.8
     assert run(["perplexity", str(TINY / "stock.gguf"), *texts[:2], *options, "--quiet"]) == 0
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_warm_start_leaves_scipy_alone():
+    """Numba would import scipy.linalg at its first call, to see whether there is BLAS: a fifth of the start."""
+    code = """
+import sys, numba, numpy as np, refimpl
+refimpl.load(sys.argv[1]).logits([1])
+assert "scipy.linalg" not in sys.modules
+assert numba.njit(lambda a: np.dot(a, a))(np.eye(2))[0, 0] == 1  # which other code in the process may want
+assert "scipy.linalg" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(FILE)], check=True)

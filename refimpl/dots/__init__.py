@@ -5,6 +5,10 @@ says which a format takes), or with float32 activations: then blocks are decoded
 refimpl's own order (arith.sums.dot_lanes). One token or many, a result has the same bits.
 """
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -12,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.engine import map_units
 from refimpl.quants import allocate, dequantize
 from refimpl.quants.formats import Format, activations, find_codec
 
 __all__ = ["ORDERS", "PARTNERS", "encode", "matmul", "matmul_each"]
 
 Array = NDArray[Any]
+Work = Callable[[slice, Array], Array]  # a range of rows and where their products go; gives that back
 
 # The activations that ggml quantizes for each format's dot product.
 PARTNERS = MappingProxyType(
@@ -50,8 +54,40 @@ def encode(x: Array, fmt: str, encoder: str = "reference", reference: bool = Fal
             blocks = getattr(import_module("refimpl.dots.encoders"), name)(x)
         return np.ascontiguousarray(blocks).view(np.uint8).reshape(len(x), size)
     out = np.empty((len(x), size), np.uint8)
-    getattr(import_module("refimpl.dots.encoders_jit"), name)(x, out)
+    _find("encoders_jit", name)(x, out)
     return out
+
+
+@cache
+def _find(module: str, name: str) -> Any:
+    """A kernel, or a text's multiply: looked for once, because decoding asks dozens of times a token."""
+    return getattr(import_module(f"refimpl.dots.{module}"), name)
+
+
+@cache
+def _threads(jobs: int) -> ThreadPoolExecutor:
+    """Threads that wait for the next product: starting them takes as long as a small one."""
+    return ThreadPoolExecutor(jobs, thread_name_prefix="refimpl-dots")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has no threads but its own
+
+
+def _share(work: Callable[[slice], None], count: int, jobs: int) -> None:
+    """Do the work on so many rows or heads, in `jobs` equal parts side by side."""
+    if jobs == 1 or count == 1:
+        work(slice(0, count))
+        return
+    step = -(-count // jobs)
+    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    waiting = [_threads(jobs).submit(work, part) for part in parts[1:]]
+    try:
+        work(parts[0])
+    finally:
+        wait(waiting)
+    for future in waiting:
+        future.result()
 
 
 def matmul(
@@ -102,10 +138,15 @@ def matmul(
         work = _prepare_floats(raw, fmt, x, reference)
     else:
         work = _prepare_codes(raw, fmt, x, activation, order, reference)
-    step = -(-len(raw) // jobs)
-    units = [slice(r, min(r + step, len(raw))) for r in range(0, len(raw), step)]
-    for rows, part in map_units(units, work, jobs):
-        out[:, rows] = part
+
+    def put(rows: slice) -> None:
+        part = out[:, rows]
+        if part.flags.c_contiguous:
+            work(rows, part)
+        else:
+            part[:] = work(rows, np.empty(part.shape, np.float32))
+
+    _share(put, len(raw), jobs)
     return out
 
 
@@ -134,18 +175,15 @@ def matmul_each(
     kind = activations[activation]
     encoder = "reference" if order.startswith("generic") else "avx2"
     codes = encode(x.reshape(heads * t, n), activation, encoder)
-    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{KERNELS[order]}")
+    multiply = _find(f"{order.removesuffix('-fma')}{KERNELS[order]}", "multiply")
     fused = [order == "generic-fma"] if order.startswith("generic") else []
-    planes = import_module("refimpl.dots.planes")
 
     def work(some: slice) -> None:
         for h in range(some.start, some.stop):
-            acts = planes.split(codes[h * t : (h + 1) * t], kind)
-            text.multiply(fmt.id, np.ascontiguousarray(raw[h]), *acts, *fused, out[h])
+            acts = _split(codes[h * t : (h + 1) * t], kind)
+            multiply(fmt.id, np.ascontiguousarray(raw[h]), *acts, *fused, out[h])
 
-    step = -(-heads // jobs)
-    for _ in map_units([slice(h, min(h + step, heads)) for h in range(0, heads, step)], work, jobs):
-        pass
+    _share(work, heads, jobs)
     return out
 
 
@@ -165,29 +203,45 @@ def _check(raw: Any, fmt: Format, x: Any) -> int:
     return int(x.shape[1])
 
 
-def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: str, reference: bool) -> Any:
-    """Quantize the tokens; return the work on a range of rows."""
-    from refimpl.dots import planes
+def _split(raw: Array, kind: Format) -> tuple[Array, ...]:
+    """Encoded tokens taken apart, as planes.split does it."""
+    t, size = raw.shape
+    blocks = size // kind.block.itemsize
+    s, sums = (t, blocks if kind.name == "q8_1" else 0), (t, blocks * 16 if kind.name == "q8_k" else 0)
+    acts = (
+        np.empty((t, blocks * kind.weights), np.int8), np.empty((t, blocks), np.float32), np.empty(s, np.float32),
+        np.empty(sums, np.int16),
+    )  # fmt: skip
+    _find("split_simd", f"split_{kind.name}")(raw, *acts)
+    return acts
 
+
+def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: str, reference: bool) -> Work:
+    """Quantize the tokens; return the work on a range of rows."""
     encoder = "reference" if order.startswith("generic") else "avx2"
     kind = activations[activation]
-    acts = planes.split(encode(x, activation, encoder, reference), kind)
-    text = import_module(f"refimpl.dots.{order.removesuffix('-fma')}{'' if reference else KERNELS[order]}")
+    codes = encode(x, activation, encoder, reference)
+    multiply = _find(f"{order.removesuffix('-fma')}{'' if reference else KERNELS[order]}", "multiply")
     fused = [order == "generic-fma"] if order.startswith("generic") else []
+    if not reference:
+        acts = _split(codes, kind)
 
-    def work(rows: slice) -> Array:
-        out = np.empty((len(x), rows.stop - rows.start), np.float32)
-        if reference:
-            with np.errstate(all="ignore"):
-                text.multiply(planes.unpack(raw[rows], fmt), acts, fmt.name, *fused, out)
-        else:
-            text.multiply(fmt.id, raw[rows], *acts, *fused, out)
+        def work(rows: slice, out: Array) -> Array:
+            multiply(fmt.id, raw[rows], *acts, *fused, out)
+            return out
+
+        return work
+    planes = import_module("refimpl.dots.planes")
+
+    def work_by_reference(rows: slice, out: Array) -> Array:
+        with np.errstate(all="ignore"):
+            multiply(planes.unpack(raw[rows], fmt), planes.split(codes, kind), fmt.name, *fused, out)
         return out
 
-    return work
+    return work_by_reference
 
 
-def _prepare_floats(raw: Array, fmt: Format, x: Array, reference: bool) -> Any:
+def _prepare_floats(raw: Array, fmt: Format, x: Array, reference: bool) -> Work:
     """Pad the tokens to whole lanes; return the work on a range of rows, decoded some at a time."""
     n = x.shape[1]
     whole = -(-n // LANES) * LANES
@@ -195,16 +249,15 @@ def _prepare_floats(raw: Array, fmt: Format, x: Array, reference: bool) -> Any:
         x = np.concatenate([x, np.zeros((len(x), whole - n), np.float32)], 1)
     most = max(8, TILE // whole // 8 * 8)
 
-    def work(rows: slice) -> Array:
-        out = np.empty((len(x), rows.stop - rows.start), np.float32)
+    def work(rows: slice, out: Array) -> Array:
         if reference:
             floats = import_module("refimpl.dots.floats")
             with np.errstate(all="ignore"):
                 floats.multiply(dequantize(raw[rows], fmt, reference=True), x[:, :n], out)
             return out
-        kernels = import_module("refimpl.dots.floats_simd")
+        multiply = _find("floats_simd", "multiply")
         if whole == n and fmt.name in ("f32", "bf16"):
-            kernels.multiply(raw[rows].view(np.float32 if fmt.name == "f32" else np.uint16), x, out)
+            multiply(raw[rows].view(np.float32 if fmt.name == "f32" else np.uint16), x, out)
             return out
         tile = allocate((most, whole), np.float32)
         tile[:, n:] = 0
@@ -212,7 +265,7 @@ def _prepare_floats(raw: Array, fmt: Format, x: Array, reference: bool) -> Any:
             some = raw[r : min(r + most, rows.stop)]
             dequantize(some, fmt, out=tile[: len(some), :n])
             part = np.empty((len(x), len(some)), np.float32)
-            kernels.multiply(tile[: len(some)], x, part)
+            multiply(tile[: len(some)], x, part)
             out[:, r - rows.start : r - rows.start + len(some)] = part
         return out
 

@@ -58,13 +58,14 @@ def _rotate_first(x: Array, turn: Turn, n: int) -> Array:
 
 def hadamard(x: Array) -> Array:  # [..., n] -> [..., n], n a power of two
     """x H / sqrt(n), H of +1 and -1 by Sylvester's rule: it spreads outliers, and leaves dot products alone."""
-    n, half = x.shape[-1], 1
-    y = x
+    n, half, y = x.shape[-1], 1, np.ascontiguousarray(x)
     while half < n:
-        pairs = y.reshape(*x.shape[:-1], n // (2 * half), 2, half)
-        a, b = pairs[..., 0, :], pairs[..., 1, :]
-        y, half = np.stack([a + b, a - b], axis=-2), 2 * half
-    return y.reshape(x.shape) * x.dtype.type(n**-0.5)
+        pairs, y = y.reshape(-1, 2, half), np.empty_like(y)
+        turned = y.reshape(-1, 2, half)
+        np.add(pairs[:, 0], pairs[:, 1], out=turned[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=turned[:, 1])
+        half *= 2
+    return y * x.dtype.type(n**-0.5)
 
 
 def score(

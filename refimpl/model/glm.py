@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.arith.start import load_numba
 from refimpl.errors import Unsupported, Usage
 from refimpl.files.gguf import Gguf
 from refimpl.files.hparams import ARCHITECTURE, Hparams
@@ -166,6 +167,7 @@ def load(
 
     Raises: BadFile, Unsupported, and Usage for layers and experts that the model lacks.
     """
+    load_numba()
     source = open(path)
     try:
         hp = hparams(source)

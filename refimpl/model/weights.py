@@ -104,6 +104,7 @@ class Layer:
     def __init__(self, weights: "Weights", number: int | None) -> None:
         self._weights, self._prefix = weights, "" if number is None else f"blk.{number}."
         self._kept: dict[tuple[str, int | None], Matrix] = {}
+        self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def _get(self, name: str, expert: int | None) -> Matrix:
         key = name, expert
@@ -123,8 +124,10 @@ class Layer:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """A norm's weight or a bias."""
-        ending = "bias" if name == "exp_probs_b" or name.endswith(".bias") else "weight"
-        return self._get(f"{name.removesuffix('.bias')}.{ending}", None).values()[0]
+        if name not in self._vectors:
+            ending = "bias" if name == "exp_probs_b" or name.endswith(".bias") else "weight"
+            self._vectors[name] = self._get(f"{name.removesuffix('.bias')}.{ending}", None).values()[0]
+        return self._vectors[name]
 
 
 class Weights:
