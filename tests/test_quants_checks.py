@@ -5,7 +5,7 @@ import pytest
 
 from refimpl import quants
 from refimpl.quants import q5_0
-from refimpl.quants.formats import formats
+from refimpl.quants.formats import CODEBOOKS, IQ3_S, Format, formats
 from tests.bits import assert_same_bits
 from tests.weights import gaussian, least_importance
 
@@ -183,6 +183,54 @@ def test_float_weights_that_are_not_finite_are_found() -> None:
         quants.scale_defects((x.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), "bf16").tolist()
         == want
     )
+
+
+FLIPS_SEEN = {
+    "iq2_xxs": 0.6,
+    "iq2_xs": 0.6,
+    "iq3_xxs": 0.8,
+    "iq1_s": 0.5,
+    "iq3_s": 0.85,
+    "iq2_s": 0.85,
+    "iq1_m": 0.5,
+}
+
+
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_no_imatrix_explains_most_flipped_bits_of_a_codebook(fmt: Format) -> None:
+    """A bit of one field but d and the scales flipped in every block, and blocks exchanged: all of these are seen.
+
+    Which point a block holds depends on the imatrix, so some flips give another block that the search may leave.
+    """
+    rng = np.random.default_rng(16)
+    x, imatrix = gaussian(rng, 8, 4096), rng.uniform(0.1, 3, 4096).astype(np.float32)
+    raw = quants.quantize(x, fmt, imatrix)
+    assert not quants.nearest(raw, fmt, x)["off"].any()
+    blocks = raw.view(fmt.block)
+    swapped = quants.nearest(np.roll(blocks, 1, 1).view(np.uint8), fmt, x)
+    assert (swapped["off"] >= 4).all() and (swapped["far"] == 1).all()
+    codes = blocks["qs"].view(np.uint8).reshape(-1, blocks["qs"].nbytes // blocks.size)
+    flips = np.uint8(1) << rng.integers(0, 8, len(codes), dtype=np.uint8)
+    damaged = blocks.copy()
+    damaged["qs"].view(np.uint8).reshape(codes.shape)[
+        np.arange(len(codes)), rng.integers(0, codes.shape[1], len(codes))
+    ] ^= flips
+    assert (quants.nearest(damaged.view(np.uint8), fmt, x)["off"] > 0).mean() > FLIPS_SEEN[fmt.name]
+
+
+def test_a_sign_that_is_not_the_source_s_is_seen_in_iq3_s_always() -> None:
+    """And the highest code among the scales must be there: without it the block's step were another."""
+    rng = np.random.default_rng(17)
+    x = gaussian(rng, 1, 256)
+    raw = quants.quantize(x, "iq3_s")
+    damaged, rows = np.repeat(raw, 256, 0), np.repeat(x, 256, 0)
+    for i in range(256):
+        damaged.view(IQ3_S.block)["signs"][i, 0, i // 8] ^= 1 << i % 8
+    for reference in (False, True):
+        assert (quants.nearest(damaged[:8], "iq3_s", rows[:8], reference=reference)["off"] == 1).all()
+    assert (quants.nearest(damaged, "iq3_s", rows)["off"] == 1).all()
+    raw.view(IQ3_S.block)["scales"] &= 0x77
+    assert quants.nearest(raw, "iq3_s", x)["off"][0, 0] >= 1
 
 
 def test_wrong_arguments_are_refused() -> None:

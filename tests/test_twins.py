@@ -20,18 +20,23 @@ from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
 from refimpl.model import norm
 from refimpl.quants import (
+    TooLarge,
     deviation,
     floats,
     fp4,
+    grid_rule,
     grid_search,
     grids,
     iq4,
     lines,
     q4_1,
     q5_0,
+    quantize,
+    read_scales,
     rounding,
     search,
     ternary,
+    ternary_rule,
     ternary_search,
 )
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Q4_1, Q5_1, Format, find_reference, formats
@@ -108,13 +113,28 @@ def check_codebook(fmt: Format) -> Callable[[ModuleType, "Draw"], Pairs]:
         if hasattr(twin, "quantize") and draw.rng.random() < share:
             draw.rows = 1
             x = draw.weights(fmt.weights)
+            yield from compare_codes(twin, fmt, raw[:1, : fmt.block.itemsize], x, "any bytes")
             rows = draw.imatrix[:1] if draw.imatrix is not None else None
             rows = np.ones_like(x) if rows is None and fmt.needy else rows
             out = poison((1, fmt.block.itemsize), np.uint8)
             experts = np.empty((0, fmt.weights), np.float32) if rows is None else rows
             yield "quantize", *encode_or_refuse(twin, fmt, x, rows, experts, out)
+            if not (out == 0xAA).all():  # not refused
+                yield from compare_codes(twin, fmt, out, x, "its own")
+                out[0, draw.rng.integers(out.size)] ^= 1 << draw.rng.integers(8)
+                yield from compare_codes(twin, fmt, out, x, "a bit of its own")
 
     return check
+
+
+def compare_codes(twin: ModuleType, fmt: Format, raw: Array, x: Array, what: str) -> Pairs:
+    """What no importances explain, of one block."""
+    if hasattr(twin, "check_codes"):
+        off, far = poison((1, 1), np.uint16), poison((1, 1), np.uint8)
+        twin.check_codes(raw, x, off, far)
+        parts = find_reference(fmt).measure_codes(raw.view(fmt.block).reshape(-1), x)
+        yield f"off in {what}", off, parts.sum(1, keepdims=True).astype(np.uint16)
+        yield f"far in {what}", far, parts.max(1, keepdims=True).astype(np.uint8)
 
 
 def encode_or_refuse(
@@ -161,6 +181,41 @@ def check_grid_search(twin: ModuleType, draw: "Draw") -> Pairs:
     if scales.max() > 0:
         inverse = np.float32(1) / step[0]
         yield "round_scale", np.int32([[twin.round_scale(v, inverse, 16) for v in scales]]), codes
+
+
+def draw_stored(draw: "Draw", name: str) -> tuple[Array, Array, grids.Stored]:
+    """Weights, and a block that their search left, now and then with a bit flipped: x, d, Stored; one of each."""
+    fmt = formats[name]
+    x = draw.weights(256)[:1]
+    imatrix = np.ones((1, 256), np.float32) if fmt.needy or draw.imatrix is None else draw.imatrix[:1]
+    try:
+        raw = quantize(x, fmt, imatrix[0])
+    except TooLarge:
+        raw = draw.bytes((1, fmt.block.itemsize))
+    raw[0, draw.rng.integers(raw.size)] ^= draw.rng.integers(0, 2) << draw.rng.integers(8)
+    block, module = raw.view(fmt.block).reshape(-1), find_reference(fmt)
+    return x, read_scales(raw, fmt)[0, 0], module.unpack(block)
+
+
+def check_grid_rule(twin: ModuleType, draw: "Draw") -> Pairs:
+    name = draw.rng.choice([n for n in grids.PLANS if n != "iq3_s"])
+    x, d, stored = draw_stored(draw, name)
+    rule = twin.make_rule(twin.load_rule(name), grids.PLANS[name])
+    for mine, theirs in zip(rule.stored, stored, strict=True):
+        mine[:] = theirs[0]
+    got = twin.check_block(grids.PLANS[name], rule, d[0], x[0])
+    yield f"check_block {name}", np.array([got]), grid_rule.measure(name, d, stored, x).sum(1)
+
+
+def check_ternary_rule(twin: ModuleType, draw: "Draw") -> Pairs:
+    name = draw.rng.choice(["iq1_s", "iq1_m"])
+    x, d, stored = draw_stored(draw, name)
+    module = find_reference(formats[name])
+    rule = twin.make_rule(module.SUB)
+    rule.numbers[:], rule.levels[:] = stored.numbers[0], stored.levels[0]
+    got = twin.check_block(rule, d[0], x[0], module.EPSILON)
+    want = ternary_rule.measure(d, stored, x, module.SUB, module.EPSILON)
+    yield f"check_block {name}", np.array([got]), want.sum(1)
 
 
 def check_ternary_search(twin: ModuleType, draw: "Draw") -> Pairs:
@@ -411,6 +466,8 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.grids": check_grids,
     "quants.grid_search": check_grid_search,
     "quants.ternary_search": check_ternary_search,
+    "quants.grid_rule": check_grid_rule,
+    "quants.ternary_rule": check_ternary_rule,
     "quants.deviation": check_deviation,
     "quants.rounding": check_rounding,
     "quants.fp4": check_fp4,

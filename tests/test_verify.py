@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import refimpl
 from refimpl.errors import BadFile, Unsupported, Usage
 from refimpl.files.golden import tiny_model
 from refimpl.files.source import Tensor
-from refimpl.quants.formats import known
+from refimpl.quants.formats import CODEBOOKS, known
 from refimpl.verifier import mutate
 from refimpl.verifier.controls import KEPT, NORM, ROUTER, STACKED, UP
 from refimpl.verifier.explain import explain
@@ -334,39 +333,58 @@ def test_an_imatrix_with_outliers_is_no_damage(fmt):
 
 
 @pytest.mark.parametrize("case", ["imatrix", "a few blocks", "noise", "other weights"])
-def test_a_format_without_a_rule_is_judged_by_its_error_and_says_so(case):
-    """Were Q4_K's codes not bound to its scales: an imatrix passes as equivalent, never as rounded; damage fails."""
+def test_a_codebook_is_judged_by_what_no_imatrix_explains_and_says_so(case):
+    """An imatrix passes as equivalent, never as rounded; damage fails; noise of 0.2 is another quantizer's at best."""
     rng = np.random.default_rng(12)
-    x = rng.standard_normal((64, 2048)).astype(np.float32)
+    x = rng.standard_normal((16, 1024)).astype(np.float32)
     source = (x.view(np.uint32) >> 16).astype(np.uint16)
-    importance = np.exp(rng.standard_normal(2048)).astype(np.float32)
-    raw, plain = refimpl.quantize(widen(source), "q4_k", imatrix=importance), refimpl.quantize(source, "q4_k")
+    importance, fmt = np.exp(rng.standard_normal(1024)).astype(np.float32), refimpl.formats["iq2_xs"]
+    plain = refimpl.quantize(source, fmt, np.ones(1024, np.float32))
+    raw = refimpl.quantize(source, fmt, importance)
     if case == "a few blocks":
         raw[1:] = plain[1:]
     elif case == "noise":
         noise = widen(source) + rng.standard_normal(x.shape).astype(np.float32) * np.float32(0.2)
-        raw = refimpl.quantize(noise, "q4_k", imatrix=importance)
+        raw = refimpl.quantize(noise, fmt, importance)
     elif case == "other weights":
-        raw = refimpl.quantize(widen(source)[::-1].copy(), "q4_k", imatrix=importance)
-    fmt = replace(refimpl.formats["q4_k"], ruled=False)
+        raw = raw[::-1].copy()
     tally = check_rows(raw, fmt, source, 0, None, "strict")
     tally.close()
-    assert classify(tally, fmt) == ("equivalent" if case == "imatrix" else "degraded")
+    assert classify(tally, fmt) == ("equivalent" if case in ("imatrix", "noise") else "degraded")
     assert looks_foreign(tally, fmt) == (case == "other weights")
     tensor = Tensor("some.weight", fmt, x.shape, 0, raw.nbytes)
-    if case == "imatrix":
+    if case in ("imatrix", "noise"):
         doubt = describe_doubt(tally, tensor, None)
-        assert (doubt.code, doubt.severity) == (
-            "codes-unchecked",
-            "warning",
-        ) and "cannot be checked" in doubt.message
+        assert (doubt.code, doubt.severity) == ("codes-unchecked", "warning")
+        assert ("another quantizer made them" in doubt.message) == (case == "noise")
+        assert (tally.counts["off"] > 60) == (case == "noise") and tally.counts["off"] + tally.counts[
+            "unruled"
+        ] == 64
     else:
         codes = {f.code for f in describe_damage(tally, tensor, None)}
-        assert codes == {
-            {"a few blocks": "block-differs", "noise": "too-much-error"}.get(case, "block-error")
-        }
-    tally = check_rows(plain, fmt, source, 0, None, "strict")
-    assert classify(tally, fmt) == "exact"
+        assert codes == {{"a few blocks": "block-differs"}.get(case, "block-error")}
+    assert classify(check_rows(plain, fmt, source, 0, None, "strict"), fmt) == "exact"
+
+
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_the_error_bound_finds_a_wrong_scale_in_every_codebook(fmt):
+    """d four times too large in one block; an imatrix of e^(2 gauss) with a column of 10,000 times passes."""
+    rng = np.random.default_rng(15)
+    source = (rng.standard_normal((4, 1024)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    importance = np.exp(2 * rng.standard_normal(1024)).astype(np.float32)
+    importance[77] *= 1e4
+    raw = refimpl.quantize(source, fmt, importance)
+    tally = check_rows(raw, fmt, source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, fmt) == "equivalent" and tally.counts["unruled"] == tally.differ
+    block = raw.view(fmt.block)[1]
+    if fmt.name == "iq1_m":
+        block["scales"][3, 3] += 2 << 12  # the upper bits of d's exponent
+    else:
+        block["d"][3] *= 4
+    tally = check_rows(raw, fmt, source, 0, None, "strict")
+    tally.close()
+    assert classify(tally, fmt) == "degraded" and [s.block for s in tally.suspects["error"]] == [7]
 
 
 @pytest.mark.parametrize("case", ["other weights", "one code bit", "one scale of zero"])

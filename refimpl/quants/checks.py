@@ -92,18 +92,18 @@ def _compare_by_kernel(raw: Array, fmt: Format, source: Array, sse: Array | None
 def nearest(raw: Array, fmt: str | Format, x: Array, reference: bool = False) -> Array:
     """Count the codes that are not what the encoder gives under the stored scales.
 
+    Of a format that is not ruled count the parts of a block that no importances explain: the scales, eight signs,
+    the points of a group (grid_rule.py, ternary_rule.py); far is 1 where there are any.
+
     raw    : [R, bytes] uint8
     x      : [R, n] float32, finite: the source
     return : [R, NB] NEAREST: off codes of the block, far: the largest distance in code steps
 
-    Raises: ValueError for a format without codes, or whose codes do not follow from its scales (not ruled);
-    ValueError or TypeError for shapes and types that do not fit.
+    Raises: ValueError for a format without codes; ValueError or TypeError for shapes and types that do not fit.
     """
     fmt = find_codec(fmt)
     if fmt.weights == 1:
         raise ValueError(f"{fmt.name} has no codes")
-    if not fmt.ruled:
-        raise ValueError(f"{fmt.name} has no rule: its codes do not follow from its scales")
     _check_rows(raw, fmt, x, (np.dtype(np.float32),))
     blocks = np.zeros((len(x), x.shape[1] // fmt.weights), NEAREST)
     if not x.size:

@@ -81,6 +81,14 @@ class Neighbours(NamedTuple):
     near: NDArray[np.int32]  # numbers of points, those of one group by distance, then by number
 
 
+class Stored(NamedTuple):
+    """What N blocks of a codebook format hold beside d."""
+
+    numbers: NDArray[np.int32]  # [N, 256 / width]: of the points
+    signs: Bytes  # [N, 32]: a set bit is a minus (IQ1: all 0)
+    levels: NDArray[np.int32]  # [N, 256 / sub]: codes of the scales
+
+
 @cache
 def load_grid(name: str) -> Grid:
     """The points of a format, in the order of their numbers."""
@@ -118,6 +126,21 @@ def find_neighbours(name: str) -> Neighbours:
     counts = np.zeros(levels**n, np.int64)
     counts[missing] = np.bincount(row, minlength=len(missing))
     return Neighbours(number, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), near)
+
+
+@cache
+def find_reach(name: str) -> NDArray[np.int32]:
+    """How far the neighbours of every group lie: a point is one of them where its distance is not larger.
+
+    return : [levels^n] int32, the largest sum of (a - b)^2 over the group, a and b the codes; 0 for a point
+    """
+    codes, table = load_grid(name).codes.astype(np.int32), find_neighbours(name)
+    levels, n = int(codes.max()) + 1, codes.shape[1]
+    reach = np.zeros(levels**n, np.int32)
+    missing = np.flatnonzero(table.number < 0)
+    furthest = codes[table.near[table.start[missing + 1] - 1]]
+    reach[missing] = ((missing[:, None] // levels ** np.arange(n) % levels - furthest) ** 2).sum(1)
+    return reach
 
 
 def complete_signs(seven: NDArray[Any]) -> Bytes:

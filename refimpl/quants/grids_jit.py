@@ -1,15 +1,32 @@
 """What the kernels of the codebook formats share: fields of a block, and one point decoded. See grids.py."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits_jit import decode_half
 from refimpl.arith.jit import jit
+from refimpl.quants.grids import Plan
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int32]
+
+
+class Stored(NamedTuple):
+    """What one block holds beside d: see grids.Stored. Written in place."""
+
+    numbers: Integers  # [256 / width]
+    signs: Bytes  # [32]
+    levels: Bytes  # [256 / sub]
+
+
+@jit
+def make_stored(plan: Plan) -> Stored:
+    """Room for one block."""
+    numbers = np.zeros(256 // plan.width, np.int32)
+    return Stored(numbers, np.zeros(32, np.uint8), np.zeros(256 // plan.sub, np.uint8))
 
 
 @jit

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
 from refimpl.arith.sums import add_up
-from refimpl.quants import grid_search, ternary_search
+from refimpl.quants import grid_search, ternary_rule, ternary_search
 from refimpl.quants.formats import IQ1_M
-from refimpl.quants.grids import load_grid
+from refimpl.quants.grids import Stored, load_grid
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
@@ -33,6 +33,13 @@ def unpack_step(blocks: Records) -> NDArray[np.uint16]:
     """The bits of d. blocks : [N] IQ1_M records; return : [N] uint16, an fp16's."""
     tops = blocks["scales"] >> 12
     return np.asarray(tops[:, 0] | tops[:, 1] << 4 | tops[:, 2] << 8 | tops[:, 3] << 12)
+
+
+def unpack(blocks: Records) -> Stored:
+    """Take the fields apart, but for d and the shifts. blocks : [N] IQ1_M records."""
+    fours = np.stack([blocks["qh"] & 15, blocks["qh"] >> 4], -1).reshape(-1, 32).astype(np.int32)
+    levels = (blocks["scales"][..., None] >> np.arange(0, 12, 3) & 7).reshape(-1, 16)
+    return Stored(blocks["qs"] | (fours & 7) << 8, np.zeros(fours.shape, np.uint8), levels.astype(np.int32))
 
 
 def read_scales(blocks: Records) -> Floats:
@@ -51,12 +58,11 @@ def dequantize(blocks: Records) -> Floats:
     Rounds: each product, to float32, in the order written; the sum is exact.
     Source: ggml-quants.c dequantize_row_iq1_m, llama.cpp 0c1e570.
     """
-    fours = np.stack([blocks["qh"] & 15, blocks["qh"] >> 4], -1).reshape(-1, 32).astype(np.int32)
-    number = blocks["qs"] | (fours & 7) << 8
-    shift = np.where(fours & 8, -ternary_search.SHIFT, ternary_search.SHIFT)
-    scales = (blocks["scales"][..., None] >> np.arange(0, 12, 3) & 7).reshape(-1, 16)
-    step = decode_half(unpack_step(blocks))[:, None] * (2 * scales + 1).astype(np.float32)
-    point = load_grid("iq1_s").points[number].astype(np.float32)
+    numbers, _, levels = unpack(blocks)
+    signs = np.stack([blocks["qh"] & 8, blocks["qh"] & 128], -1).reshape(-1, 32)
+    shift = np.where(signs, -ternary_search.SHIFT, ternary_search.SHIFT)
+    step = decode_half(unpack_step(blocks))[:, None] * (2 * levels + 1).astype(np.float32)
+    point = load_grid("iq1_s").points[numbers].astype(np.float32)
     return (step.repeat(2, 1)[..., None] * (point + shift[..., None])).reshape(-1, 256)
 
 
@@ -93,6 +99,11 @@ def find_cuts(x: Floats, weights: Floats) -> tuple[Floats, Codes, Mask, Mask]:
                 first, second = np.where(better, i, first), np.where(better, j, second)
                 up = np.where(better[:, None], [k < 2, k % 2 == 0], up)
     return scale, ternary_search.cut(x, order, first, second), up, first < 0
+
+
+def measure_codes(blocks: Records, x: Floats) -> Codes:
+    """Count what no importances explain, see ternary_rule.py. x : [N, 256] float32; return : [N, checks] int32."""
+    return ternary_rule.measure(decode_half(unpack_step(blocks)), unpack(blocks), x, SUB, EPSILON)
 
 
 def quantize(x: Floats, imatrix: Floats | None = None) -> Records:

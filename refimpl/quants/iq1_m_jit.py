@@ -11,6 +11,7 @@ from refimpl.quants.formats import IQ1_M
 from refimpl.quants.grid_search_jit import find_step, mean_square, round_scale
 from refimpl.quants.grids import load_grid, refuse
 from refimpl.quants.grids_jit import read_word, write_shifted
+from refimpl.quants.ternary_rule_jit import Rule, check_block, make_rule
 from refimpl.quants.ternary_search_jit import (
     LEAST,
     SHIFT,
@@ -210,3 +211,30 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out     : [R, n/256*56] uint8, written
     """
     refuse(encode(x, imatrix, rows_per_expert, make_search(SUB), out))
+
+
+@jit
+def unpack_block(block: Bytes, r: Rule) -> None:
+    """The numbers and scales of one block. block : [56] uint8."""
+    for k in range(32):
+        r.numbers[k] = int(block[QS + k]) | (int(block[QH + k // 2]) >> k % 2 * 4 & 7) << 8
+        r.levels[k // 2] = read_word(block, SCALES + k // 8 * 2) >> k // 2 % 4 * 3 & 7
+
+
+@jit
+def check(raw: Bytes, x: Floats, rule: Rule, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Check rows: see check_codes."""
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * BYTES : (b + 1) * BYTES], x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            unpack_block(block, rule)
+            off[r, b] = check_block(rule, unpack_step(block), group, EPSILON)
+            far[r, b] = min(off[r, b], 1)
+
+
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count what no importances explain, see ternary_rule.py. raw : [R, bytes] uint8; x : [R, n] float32.
+
+    off : [R, NB] uint16, written: how many; far : [R, NB] uint8, written: 1 where there are any
+    """
+    check(raw, x, make_rule(SUB), off, far)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
-from refimpl.quants import grid_search, ternary_search
+from refimpl.quants import grid_search, ternary_rule, ternary_search
 from refimpl.quants.formats import IQ1_S
-from refimpl.quants.grids import load_grid
+from refimpl.quants.grids import Stored, load_grid
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
@@ -25,6 +25,13 @@ Mask = NDArray[Any]  # bool
 SUB = 32  # weights that share a scale and a shift
 EPSILON = np.float32(1e-12)  # a group below this counts as zero
 RAISED = np.float32(1.125)
+
+
+def unpack(blocks: Records) -> Stored:
+    """Take the fields apart, but for the shifts. blocks : [N] IQ1_S records."""
+    qh = blocks["qh"].astype(np.int32)
+    numbers = blocks["qs"] | (qh[..., None] >> np.arange(0, 12, 3) & 7).reshape(-1, 32) << 8
+    return Stored(numbers, np.zeros(numbers.shape, np.uint8), qh >> 12 & 7)
 
 
 def dequantize(blocks: Records) -> Floats:
@@ -38,12 +45,11 @@ def dequantize(blocks: Records) -> Floats:
     Rounds: each product, to float32, in the order written; the sum is exact.
     Source: ggml-quants.c dequantize_row_iq1_s, llama.cpp 0c1e570.
     """
-    qh = blocks["qh"].astype(np.int32)
-    number = blocks["qs"] | (qh[..., None] >> np.arange(0, 12, 3) & 7).reshape(-1, 32) << 8
+    numbers, _, levels = unpack(blocks)
     d = decode_half(blocks["d"].view(np.uint16))
-    step = d[:, None] * (2 * (qh >> 12 & 7) + 1).astype(np.float32)
-    shift = np.where(qh & 0x8000, -ternary_search.SHIFT, ternary_search.SHIFT)
-    point = load_grid("iq1_s").points[number].astype(np.float32).reshape(-1, 8, 32)
+    step = d[:, None] * (2 * levels + 1).astype(np.float32)
+    shift = np.where(blocks["qh"] & 0x8000, -ternary_search.SHIFT, ternary_search.SHIFT)
+    point = load_grid("iq1_s").points[numbers].astype(np.float32).reshape(-1, 8, 32)
     return (step[..., None] * (point + shift[..., None])).reshape(-1, 256)
 
 
@@ -71,6 +77,12 @@ def find_cuts(x: Floats, weights: Floats) -> tuple[Floats, Codes, Mask, Mask]:
                 up = np.where(better, level is ternary_search.UP, up)
     codes = ternary_search.cut(x, order, first, second)
     return scale, codes, up[:, None].repeat(4, 1), first < 0
+
+
+def measure_codes(blocks: Records, x: Floats) -> Codes:
+    """Count what no importances explain, see ternary_rule.py. x : [N, 256] float32; return : [N, checks] int32."""
+    d = decode_half(blocks["d"].view(np.uint16))
+    return ternary_rule.measure(d, unpack(blocks), x, SUB, EPSILON)
 
 
 def quantize(x: Floats, imatrix: Floats) -> Records:

@@ -14,12 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
-from refimpl.quants import grid_search
+from refimpl.quants import grid_rule, grid_search
 from refimpl.quants.formats import IQ2_XS
-from refimpl.quants.grids import complete_signs, load_grid, unpack_signs
+from refimpl.quants.grids import Stored, complete_signs, load_grid, unpack_signs
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
+
+
+def unpack(blocks: Records) -> Stored:
+    """Take the fields apart. blocks : [N] IQ2_XS records."""
+    levels = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 16)
+    numbers = (blocks["qs"] & 511).astype(np.int32)
+    return Stored(numbers, complete_signs(blocks["qs"] >> 9), levels.astype(np.int32))
 
 
 def dequantize(blocks: Records) -> Floats:
@@ -33,12 +40,16 @@ def dequantize(blocks: Records) -> Floats:
     Rounds: each product, to float32, in the order written.
     Source: ggml-quants.c dequantize_row_iq2_xs, llama.cpp 0c1e570.
     """
-    scales = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 16)
+    numbers, signs, levels = unpack(blocks)
     d = decode_half(blocks["d"].view(np.uint16))
-    step = d[:, None] * (np.float32(0.5) + scales.astype(np.float32)) * np.float32(0.25)
-    point = load_grid("iq2_xs").points[blocks["qs"] & 511].astype(np.float32)
-    values = step.repeat(2, 1)[..., None] * point * unpack_signs(complete_signs(blocks["qs"] >> 9))
-    return np.asarray(values.reshape(-1, 256))
+    step = d[:, None] * (np.float32(0.5) + levels.astype(np.float32)) * np.float32(0.25)
+    point = load_grid("iq2_xs").points[numbers].astype(np.float32)
+    return np.asarray((step.repeat(2, 1)[..., None] * point * unpack_signs(signs)).reshape(-1, 256))
+
+
+def measure_codes(blocks: Records, x: Floats) -> NDArray[np.int32]:
+    """Count what no importances explain: see grid_rule.py. x : [N, 256] float32; return : [N, checks] int32."""
+    return grid_rule.measure("iq2_xs", decode_half(blocks["d"].view(np.uint16)), unpack(blocks), x)
 
 
 def quantize(x: Floats, imatrix: Floats) -> Records:

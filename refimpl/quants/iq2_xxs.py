@@ -13,12 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
-from refimpl.quants import grid_search
+from refimpl.quants import grid_rule, grid_search
 from refimpl.quants.formats import IQ2_XXS
-from refimpl.quants.grids import complete_signs, load_grid, unpack_signs
+from refimpl.quants.grids import Stored, complete_signs, load_grid, unpack_signs
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
+
+
+def unpack(blocks: Records) -> Stored:
+    """Take the fields apart. blocks : [N] IQ2_XXS records."""
+    words = np.ascontiguousarray(blocks["qs"]).view(np.uint32).reshape(-1, 8, 2)
+    numbers = np.ascontiguousarray(words[..., 0]).view(np.uint8).reshape(-1, 32).astype(np.int32)
+    signs = complete_signs(words[..., 1:] >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
+    return Stored(numbers, signs.reshape(-1, 32), (words[..., 1] >> 28).astype(np.int32))
 
 
 def dequantize(blocks: Records) -> Floats:
@@ -32,13 +40,16 @@ def dequantize(blocks: Records) -> Floats:
     Rounds: each product, to float32, in the order written.
     Source: ggml-quants.c dequantize_row_iq2_xxs, llama.cpp 0c1e570.
     """
-    words = np.ascontiguousarray(blocks["qs"]).view(np.uint32).reshape(-1, 8, 2)
-    number = np.ascontiguousarray(words[..., 0]).view(np.uint8).reshape(-1, 8, 4)
-    signs = complete_signs(words[..., 1:] >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
+    numbers, signs, levels = unpack(blocks)
     d = decode_half(blocks["d"].view(np.uint16))
-    step = d[:, None] * (np.float32(0.5) + (words[..., 1] >> 28).astype(np.float32)) * np.float32(0.25)
-    point = load_grid("iq2_xxs").points[number].astype(np.float32)
-    return (step[..., None, None] * point * unpack_signs(signs)).reshape(-1, 256)
+    step = d[:, None] * (np.float32(0.5) + levels.astype(np.float32)) * np.float32(0.25)
+    point = load_grid("iq2_xxs").points[numbers].astype(np.float32)
+    return np.asarray((step.repeat(4, 1)[..., None] * point * unpack_signs(signs)).reshape(-1, 256))
+
+
+def measure_codes(blocks: Records, x: Floats) -> NDArray[np.int32]:
+    """Count what no importances explain: see grid_rule.py. x : [N, 256] float32; return : [N, checks] int32."""
+    return grid_rule.measure("iq2_xxs", decode_half(blocks["d"].view(np.uint16)), unpack(blocks), x)
 
 
 def quantize(x: Floats, imatrix: Floats) -> Records:

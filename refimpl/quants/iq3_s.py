@@ -14,14 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.bits import decode_half, encode_half
-from refimpl.quants import grid_search
+from refimpl.quants import grid_rule, grid_search
 from refimpl.quants.formats import IQ3_S
-from refimpl.quants.grids import load_grid, unpack_signs
+from refimpl.quants.grids import Stored, load_grid, unpack_signs
 
 Records = NDArray[Any]
 Floats = NDArray[Any]  # float32
 
 RAISED = np.float32(1.033)
+
+
+def unpack(blocks: Records) -> Stored:
+    """Take the fields apart. blocks : [N] IQ3_S records."""
+    ninth = np.unpackbits(blocks["qh"], axis=1, bitorder="little").astype(np.int32)
+    levels = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 8)
+    return Stored(blocks["qs"] | ninth << 8, blocks["signs"], levels.astype(np.int32))
 
 
 def dequantize(blocks: Records) -> Floats:
@@ -35,13 +42,25 @@ def dequantize(blocks: Records) -> Floats:
     Rounds: each product, to float32, in the order written.
     Source: ggml-quants.c dequantize_row_iq3_s, llama.cpp 0c1e570.
     """
-    ninth = np.unpackbits(blocks["qh"], axis=1, bitorder="little").astype(np.int32)
-    scales = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], -1).reshape(-1, 8)
+    numbers, signs, levels = unpack(blocks)
     d = decode_half(blocks["d"].view(np.uint16))
-    step = d[:, None] * (1 + 2 * scales).astype(np.float32)
-    point = load_grid("iq3_s").points[blocks["qs"] | ninth << 8].astype(np.float32).reshape(-1, 8, 4, 8)
-    signs = unpack_signs(blocks["signs"]).reshape(-1, 8, 4, 8)
-    return (step[..., None, None] * point * signs).reshape(-1, 256)
+    step = d[:, None] * (1 + 2 * levels).astype(np.float32)
+    point = load_grid("iq3_s").points[numbers].astype(np.float32).reshape(-1, 32, 8)
+    return np.asarray((step.repeat(4, 1)[..., None] * point * unpack_signs(signs)).reshape(-1, 256))
+
+
+def measure_codes(blocks: Records, x: Floats) -> NDArray[np.int32]:
+    """Count what no importances explain: see grid_rule.py. x : [N, 256] float32; return : [N, checks] int32.
+
+    The low bits of numbers and the signs are moved back behind the groups of zeros that the encoder skipped.
+    """
+    numbers, signs, levels = unpack(blocks)
+    dead = np.asarray(~x.reshape(-1, 8, 32).any(2))
+    place = dead[..., None].argsort(1, kind="stable").argsort(1, kind="stable")
+    low = np.take_along_axis((numbers & 255).reshape(-1, 8, 8), place, 1).reshape(-1, 64)
+    signs = np.take_along_axis(signs.reshape(-1, 8, 4), place, 1).reshape(-1, 32)
+    d = decode_half(blocks["d"].view(np.uint16))
+    return grid_rule.measure("iq3_s", d, Stored(low | numbers & 256, signs, levels), x)
 
 
 def quantize(x: Floats, imatrix: Floats | None = None) -> Records:

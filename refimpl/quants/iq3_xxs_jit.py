@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from refimpl.arith.bits_jit import encode_half
 from refimpl.arith.jit import jit
 from refimpl.quants.formats import IQ3_XXS
+from refimpl.quants.grid_rule_jit import RuleTables, check_block, load_rule, make_rule
 from refimpl.quants.grid_search_jit import (
     Found,
     Tables,
@@ -18,7 +19,7 @@ from refimpl.quants.grid_search_jit import (
     write_half,
 )
 from refimpl.quants.grids import PLANS, load_grid, refuse
-from refimpl.quants.grids_jit import complete_signs, read_step, read_word, write_point
+from refimpl.quants.grids_jit import Stored, complete_signs, make_stored, read_step, read_word, write_point
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -32,25 +33,31 @@ RAISED = np.float32(1.0125)
 
 
 @jit
-def dequantize_block(block: Bytes, y: Floats) -> None:
-    """Decode one block. block : [98] uint8; y : [256] float32, written."""
-    d = read_step(block)
+def unpack_block(block: Bytes, s: Stored) -> None:
+    """Take one block apart. block : [98] uint8."""
     for j in range(8):
         word = read_word(block, WORDS + 4 * j) | read_word(block, WORDS + 4 * j + 2) << 16
-        step = d * (HALF + np.float32(word >> 28)) * HALF
-        for k in range(8):
-            signs = complete_signs(word >> k // 2 * 7 & 127) >> k % 2 * 4
-            start = 32 * j + 4 * k
-            write_point(POINTS, int(block[QS + 8 * j + k]), signs, step, y[start : start + 4])
+        s.levels[j] = word >> 28
+        for k in range(4):
+            s.signs[4 * j + k] = complete_signs(word >> 7 * k & 127)
+    for k in range(WEIGHTS // 4):
+        s.numbers[k] = block[QS + k]
 
 
 @jit
 def dequantize(raw: Bytes, out: Floats) -> None:
     """Decode rows. raw : [R, n/256*98] uint8; out : [R, n] float32, written."""
+    s = make_stored(PLAN)
     for r in range(out.shape[0]):
         for b in range(out.shape[1] // WEIGHTS):
-            y = out[r, b * WEIGHTS : (b + 1) * WEIGHTS]
-            dequantize_block(raw[r, b * BYTES : (b + 1) * BYTES], y)
+            block, y = raw[r, b * BYTES : (b + 1) * BYTES], out[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            unpack_block(block, s)
+            d = read_step(block)
+            for k in range(s.numbers.size):
+                step = d * (HALF + np.float32(s.levels[k // 8])) * HALF
+                write_point(
+                    POINTS, s.numbers[k], int(s.signs[k // 2]) >> k % 2 * 4, step, y[4 * k : 4 * (k + 1)]
+                )
 
 
 @jit
@@ -95,3 +102,23 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> No
     out     : [R, n/256*98] uint8, written
     """
     refuse(encode(x, imatrix, rows_per_expert, load_tables("iq3_xxs"), out))
+
+
+@jit
+def check(raw: Bytes, x: Floats, t: RuleTables, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Check rows: see check_codes."""
+    rule = make_rule(t, PLAN)
+    for r in range(off.shape[0]):
+        for b in range(off.shape[1]):
+            block, group = raw[r, b * BYTES : (b + 1) * BYTES], x[r, b * WEIGHTS : (b + 1) * WEIGHTS]
+            unpack_block(block, rule.stored)
+            off[r, b] = check_block(PLAN, rule, read_step(block), group)
+            far[r, b] = min(off[r, b], 1)
+
+
+def check_codes(raw: Bytes, x: Floats, off: NDArray[np.uint16], far: Bytes) -> None:
+    """Count what no importances explain, see grid_rule.py. raw : [R, bytes] uint8; x : [R, n] float32.
+
+    off : [R, NB] uint16, written: how many; far : [R, NB] uint8, written: 1 where there are any
+    """
+    check(raw, x, load_rule("iq3_xxs"), off, far)

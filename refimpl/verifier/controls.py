@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refimpl.files import imatrix
 from refimpl.files.golden import tiny_model
 from refimpl.quants.formats import formats
 from refimpl.verifier import mutate
@@ -19,7 +20,7 @@ from refimpl.verifier.result import PASSING, Report
 
 UP, GATE, DOWN = (f"blk.1.ffn_{m}_exps.weight" for m in ("up", "gate", "down"))
 Q6, Q5 = "blk.2.ffn_down_exps.weight", "blk.1.attn_k_b.weight"
-V_B = "blk.1.attn_v_b.weight"
+V_B, OUT = "blk.1.attn_v_b.weight", "blk.1.attn_output.weight"
 ROUTER, BIAS, NORM = "blk.1.ffn_gate_inp.weight", "blk.1.exp_probs_b.bias", "blk.1.attn_norm.weight"
 STACKED = [GATE, UP, DOWN]
 KEPT = [14, 3, 0, 9, 11, 5, 1, 15, 8, 2, 12, 6]  # 12 of 16, renumbered
@@ -191,6 +192,62 @@ def scale_of_q5_0_imatrix(b: Bench) -> Expect:
     copy[Q5].block(77)["d"] *= 2
     b.write(copy)
     return Expect("scale-impossible", {Q5: "degraded"}, None, 77)
+
+
+def _codebook(b: Bench, given: bool = False) -> Copy:
+    """A sound file with one tensor in IQ2_XS, made with an imatrix that verify is given or not."""
+    path = b.golden / "imatrix.gguf"
+    with imatrix.read(path) as file:
+        importance = file.get(OUT)
+    copy = b.copy("imatrix-quantized")
+    mutate.replace_values(copy[OUT], mutate.source_values(b.golden, OUT), formats["iq2_xs"], importance)
+    b.imatrix = path if given else None
+    return copy
+
+
+@control
+def point_of_iq2_xs(b: Bench) -> Expect:
+    """one bit of a point's number in an IQ2_XS block, with the imatrix given"""
+    copy = _codebook(b, given=True)
+    copy[OUT].block(9)["qs"][0, 3] ^= 1
+    b.write(copy)
+    return Expect("block-differs", {OUT: "degraded"}, None, 9)
+
+
+@control
+def point_of_iq2_xs_imatrix(b: Bench) -> Expect:
+    """one bit of a point's number in an IQ2_XS block, made with an imatrix that we do not have"""
+    copy = _codebook(b)
+    copy[OUT].block(9)["qs"][0, 3] ^= 64
+    b.write(copy)
+    return Expect("code-impossible", {OUT: "degraded"}, None, 9)
+
+
+@control
+def sign_of_iq2_xs_imatrix(b: Bench) -> Expect:
+    """one sign in an IQ2_XS block, made with an imatrix that we do not have"""
+    copy = _codebook(b)
+    copy[OUT].block(9)["qs"][0, 3] ^= 1 << 9
+    b.write(copy)
+    return Expect("code-impossible", {OUT: "degraded"}, None, 9)
+
+
+@control
+def scale_of_iq2_xs_imatrix(b: Bench) -> Expect:
+    """d of one IQ2_XS block is doubled, made with an imatrix that we do not have"""
+    copy = _codebook(b)
+    copy[OUT].block(9)["d"] *= 2
+    b.write(copy)
+    return Expect("block-error", {OUT: "degraded"}, None, 9)
+
+
+@control
+def scale_of_iq2_xs_not_finite(b: Bench) -> Expect:
+    """d of one IQ2_XS block is NaN"""
+    copy = _codebook(b, given=True)
+    copy[OUT].block(9)["d"] = np.nan
+    b.write(copy)
+    return Expect("scale-not-finite", {OUT: "corrupt"}, None, 9)
 
 
 @control
@@ -450,6 +507,12 @@ def sound_stock(b: Bench) -> None:
 def sound_imatrix(b: Bench) -> None:
     """llama.cpp's own Q4_K_M with an imatrix passes without the imatrix"""
     b.write(b.copy("imatrix-quantized"))
+
+
+@control
+def sound_codebook_imatrix(b: Bench) -> None:
+    """a tensor in IQ2_XS, made with an imatrix, passes without the imatrix"""
+    b.write(_codebook(b))
 
 
 @control

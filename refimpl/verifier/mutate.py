@@ -63,11 +63,16 @@ class Copy:
         return path
 
 
-def replace_values(part: Part, values: NDArray[np.float32], fmt: Format | None = None) -> None:
+def replace_values(
+    part: Part,
+    values: NDArray[np.float32],
+    fmt: Format | None = None,
+    imatrix: NDArray[np.float32] | None = None,
+) -> None:
     """Encode other values into a tensor; their shape becomes the tensor's."""
     part.format = fmt or part.format
     part.shape = values.shape
-    part.raw = quants.quantize(values.reshape(-1, values.shape[-1]), part.format)
+    part.raw = quants.quantize(values.reshape(-1, values.shape[-1]), part.format, imatrix)
 
 
 def cut_off_codes(part: Part, values: NDArray[np.float32]) -> None:

@@ -10,7 +10,9 @@ A unit is some rows of one expert (or of one plain tensor). Blocks whose bytes e
     far     a code lies two or more steps from the nearest under the stored scales
     off     a code lies one step from the nearest under the stored scales
     search  every code is nearest: another scale search (an imatrix, another build) made this block
-    unruled the format's codes do not follow from its scales: the block's error is bounded, its codes are unproven
+    unruled the format's codes depend on the imatrix: some imatrix may explain them, and the block's error is bounded
+
+Of a format whose codes depend on the imatrix (not fmt.ruled), `off` is a block that no imatrix explains.
 """
 
 import math
@@ -283,7 +285,7 @@ def _classify_blocks(
     least = even_error(fmt) * np.square(x, dtype=np.float64).reshape(*differ.shape, -1).sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sse > sse_plain, sse / sse_plain, np.where(sse <= sse_plain, 1.0, np.inf))
-    near = quants.nearest(raw, fmt, x) if fmt.ruled else np.zeros(differ.shape, quants.NEAREST)
+    near = quants.nearest(raw, fmt, x)
 
     kind = np.full(differ.shape, CLASSES.index("search" if fmt.ruled else "unruled"))
     kind[near["off"] > 0] = CLASSES.index("off")

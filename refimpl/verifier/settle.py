@@ -53,7 +53,7 @@ def settle(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[dict[str, Ten
             elif RANK[said] > RANK["equivalent"] or fmt.name in EXACT:
                 changed = said == "degraded" and sporadic
                 findings += verdict.describe_damage(tally, task.tensor, expert, changed)
-            elif tally.counts["unruled"]:
+            elif tally.differ and not fmt.ruled:
                 findings.append(verdict.describe_doubt(tally, task.tensor, expert))
             findings += _source_defects(job, task, tally, expert)
             experts.append(_expert_result(task, expert, tally, said, fit))

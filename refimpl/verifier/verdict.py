@@ -4,8 +4,8 @@ exact       every block's bytes are the reference encoder's
 copied      unquantized and equal to the source after the declared conversion
 rounded     every code is nearest under the stored scales; the scales come from another search
 equivalent  another quantizer all over: codes one step off in most blocks, error within the format's range; or a
-            format without a rule for its codes (not fmt.ruled), most blocks other than the encoder's: then their
-            error alone is judged, and a finding says so
+            format whose codes depend on the imatrix (not fmt.ruled), most blocks other than the encoder's: then it
+            is judged whether any imatrix explains them, and their error, and a finding says so
 degraded    the right tensor, damaged: a few deviating blocks, or more error than the format explains
 misplaced   the bytes encode another part of the source
 wrong       the bytes encode nothing in the source
@@ -54,6 +54,8 @@ def classify(tally: Tally, fmt: Format) -> str:
     if tally.differ == 0:
         return "exact"
     if any(counts[kind] for kind in WORST) or loses_too_much(tally, fmt):
+        return "degraded"
+    if not fmt.ruled and 0 < counts["off"] <= MOST * tally.blocks:
         return "degraded"
     odd = counts["off"] + counts["unruled"]
     if not fmt.weighed:  # the scale follows from the source alone: no imatrix explains another one
@@ -110,23 +112,27 @@ def describe_damage(
         if fmt.name in EXACT:
             code = "value-not-finite" if kind == "nan" else "value-differs"
             phrase = "not finite" if kind == "nan" else "not the source's"
+        if kind == "off" and not fmt.ruled:
+            code, phrase = _IMPOSSIBLE
         unit = "value" if fmt.name in EXACT else "block"
         first = suspects[0]
         where = "" if expert is None else f"expert {expert}, "
         more = "" if count == 1 else f" (the first of {count:,} {unit}s like it)"
-        message = f"{where}{unit} {first.block:,}: {phrase}; {_detail(first)}{more}"
+        message = f"{where}{unit} {first.block:,}: {phrase}; {_detail(first, fmt)}{more}"
         place = tensor.offset + first.block * fmt.block.itemsize + first.byte
         said.append(Finding(code, "error", message, name, expert, first.block, place))
     return said
 
 
 def describe_doubt(tally: Tally, tensor: Tensor, expert: int | None) -> Finding:
-    """Say that a format has no rule, so that bounded errors are all that was shown."""
-    who = "it" if expert is None else f"expert {expert}"
+    """Say of a format whose codes depend on the imatrix what was checked without it, and what was not."""
+    who, odd = "it" if expert is None else f"expert {expert}", tally.counts["off"]
+    others = "" if not odd else f"; {odd:,} of them no imatrix explains: another quantizer made them"
+    signs = "" if tensor.format.name.startswith("iq1") else "their signs are the source's, "
     message = (
-        f"{tally.counts['unruled']:,} of {tally.blocks:,} blocks of {who} are not the encoder's, and the codes of "
-        f"{tensor.format.name} do not follow from its scales: without the imatrix and build that made them they "
-        "cannot be checked; only their error was"
+        f"{tally.differ:,} of {tally.blocks:,} blocks of {who} are not the encoder's{others}. Without the imatrix that "
+        f"made them the codes of {tensor.format.name} cannot be checked one by one; checked was that "
+        f"{'in the rest ' if odd else ''}{signs}their points are ones that its search can reach, and their error"
     )
     return Finding("codes-unchecked", "warning", message, tensor.name, expert)
 
@@ -143,9 +149,14 @@ _DAMAGE = (
 )
 
 
-def _detail(s: Suspect) -> str:
+_IMPOSSIBLE = "code-impossible", "no importances make the encoder store these points, signs and scales"
+
+
+def _detail(s: Suspect, fmt: Format) -> str:
     parts = [f"byte {s.byte} is 0x{s.stored:02x}, the encoder writes 0x{s.expected:02x}"]
-    if s.off:
+    if s.off and not fmt.ruled:
+        parts.append(f"{s.off} part{'s' * (s.off > 1)} of it unexplained")
+    elif s.off:
         parts.append(f"{s.off} code{'s' * (s.off > 1)} off by up to {s.far} step{'s' * (s.far > 1)}")
     if s.ratio > 1:
         parts.append(f"error {math.sqrt(s.ratio):.3g} times the encoder's")

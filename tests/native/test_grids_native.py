@@ -77,6 +77,7 @@ def test_bytes_equal_ggml_for_every_kind_of_weights_and_imatrix(fmt: Format) -> 
             want = ggml.quantize(x, fmt.name, imatrix)
             assert_same_bits(got, want, what)
             assert_same_bits(encode_portably(x, fmt, imatrix), want, f"{what} portable")
+            assert not quants.nearest(want, fmt, x)["off"].any(), f"{what}: no imatrix is said to explain it"
             if by_reference:
                 assert_same_bits(quants.quantize(x, fmt, imatrix, reference=True), want, f"{what} reference")
     assert (refused > 0) == (fmt.name not in ("iq2_xxs", "iq1_s")) and refused < 40
@@ -96,6 +97,7 @@ def test_many_random_weights_equal_ggml(fmt: Format) -> None:
         imatrix = make_importance(kinds[done // x.size % len(kinds)], rng, n)
         want = ggml.quantize(x, fmt.name, imatrix)
         assert_same_bits(quants.quantize(x, fmt, imatrix), want, fmt.name)
+        assert not quants.nearest(want, fmt, x)["off"].any()
         if done % (8 * x.size) == 0:
             assert_same_bits(encode_portably(x, fmt, imatrix), want, f"{fmt.name} portable")
         done += x.size
