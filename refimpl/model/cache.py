@@ -5,20 +5,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.dots import encode
 from refimpl.model.config import Conventions, Precision
-from refimpl.quants import dequantize, quantize
+from refimpl.quants import dequantize
 
 Array = NDArray[Any]
 
 
 def rounded(x: Array, to: Precision) -> Array:
-    """x as a cache of that precision gives it back, in the type of x."""
+    """x as a cache of that precision gives it back, in the type of x; q8_0 as ggml's CPU code on x86-64 stores it."""
     if to == "f32":
         return x
     if to == "f16":
         with np.errstate(over="ignore"):
             return x.astype(np.float16).astype(x.dtype)
-    return dequantize(quantize(x.astype(np.float32), "q8_0"), "q8_0").astype(x.dtype)
+    raw = encode(x.reshape(-1, x.shape[-1]).astype(np.float32), "q8_0", encoder="avx2")
+    return dequantize(raw, "q8_0").reshape(x.shape).astype(x.dtype)
 
 
 class Cache:

@@ -23,7 +23,7 @@ class Conventions:
     expert_sum   : the experts' outputs are added by descending "choice" or ascending "index"
     angles       : rotary angles in "f64", as a "f32" product, or by "f32-steps", each theta from the one before
     hadamard     : rotate the indexer's queries and keys by a Hadamard matrix
-    index        : precision of the indexer's dot products
+    index        : precision of the indexer's dot products; fp8: e4m3, a scale for each vector; ue8m0: a power of two
     attention    : "absorbed" works on the latent itself, "expanded" restores keys and values first
     dense        : ignore the indexer and look at every earlier token (engines before mid-2026)
     kv           : what the caches store
@@ -38,7 +38,7 @@ class Conventions:
     expert_sum: Literal["choice", "index"] = "choice"
     angles: Literal["f64", "f32", "f32-steps"] = "f64"
     hadamard: bool = False
-    index: Literal["f32", "fp8"] = "f32"
+    index: Literal["f32", "fp8", "fp8-ue8m0"] = "f32"
     attention: Literal["absorbed", "expanded"] = "absorbed"
     dense: bool = False
     kv: Precision = "f32"
@@ -61,7 +61,7 @@ ENGINES = MappingProxyType(
             activations="ggml", order="ggml",
         ),
         "deepseek": Conventions(
-            latent_eps=1e-6, denominator="sum", expert_sum="index", angles="f32", hadamard=True, index="fp8"
+            latent_eps=1e-6, denominator="sum", expert_sum="index", angles="f32", hadamard=True, index="fp8-ue8m0"
         ),
     }
 )  # fmt: skip

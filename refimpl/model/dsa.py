@@ -76,9 +76,9 @@ def score(
     Rounds: the dot products as `product` does; each weighted head and each addition over heads, in the type of q.
     """
     if (
-        conv.index == "fp8"
+        conv.index != "f32"
     ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
-        (q, q_scale), (k, k_scale) = _to_fp8(q), _to_fp8(k)
+        (q, q_scale), (k, k_scale) = _to_fp8(q, conv.index), _to_fp8(k, conv.index)
         return _score(q, k, weights * q_scale[..., 0], conv) * k_scale[:, 0]
     return _score(q, k, weights, conv)
 
@@ -91,10 +91,15 @@ def _score(q: Array, k: Array, weights: Array, conv: Conventions) -> Array:
     return total
 
 
-def _to_fp8(x: Array) -> tuple[Array, Array]:  # [..., n] -> [..., n], [..., 1]
-    """e4m3 codes, as numbers, and their scale, which brings the largest to 448."""
-    scale = np.maximum(np.abs(x).max(axis=-1, keepdims=True), x.dtype.type(1e-4)) / x.dtype.type(448)
-    return (x / scale).astype(ml_dtypes.float8_e4m3fn).astype(x.dtype), scale
+def _to_fp8(x: Array, kind: str) -> tuple[Array, Array]:  # [..., n] -> [..., n], [..., 1]
+    """e4m3 codes, as numbers, and their scale, which brings the largest to 448; ue8m0 rounds it up to a power of 2."""
+    most = np.maximum(np.abs(x).max(axis=-1, keepdims=True), x.dtype.type(1e-4))
+    scale = most * x.dtype.type(1 / 448)
+    if kind == "fp8-ue8m0":
+        part, exponent = np.frexp(scale)
+        scale = np.ldexp(x.dtype.type(1), exponent - (part == 0.5)).astype(x.dtype)
+    codes = np.clip(x / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    return codes.astype(x.dtype), scale
 
 
 def select_topk(scores: Array, first: int, count: int) -> list[Array]:  # [T, S] -> T x [<= count]
