@@ -155,9 +155,9 @@ def test_threads_change_nothing_and_report_what_goes_wrong(jobs):
     raw = refimpl.quantize(rng.standard_normal((7, 256)).astype(np.float32), "q4_k")
     for tokens in (1, 5):
         x = rng.standard_normal((tokens, 256)).astype(np.float32)
-        for activation in ("q8_k", "f32"):
-            got = refimpl.matmul(raw, "q4_k", x, activation, jobs=jobs)
-            assert np.array_equal(got, refimpl.matmul(raw, "q4_k", x, activation))
+        for how in (["q8_k"], ["q8_k", "avx2"], ["f32"]):
+            got = refimpl.matmul(raw, "q4_k", x, *how, jobs=jobs)
+            assert np.array_equal(got, refimpl.matmul(raw, "q4_k", x, *how))
 
     def fail(rows):
         if rows.start:
@@ -165,3 +165,12 @@ def test_threads_change_nothing_and_report_what_goes_wrong(jobs):
 
     with pytest.raises(KeyError):
         dots._share(fail, 7, jobs)
+
+
+@pytest.mark.parametrize("fmt", ["q8_0", "q5_0", "q4_k", "q6_k"])
+def test_a_few_tokens_in_one_call_have_the_reference_s_bits(fmt):
+    rng = np.random.default_rng(11)
+    for rows, tokens, n in ((4, 1, 256), (9, 2, 768), (5, 3, 512)):
+        raw, x = draw_weights(rng, fmt, rows, n), draw_tokens(rng, tokens, n)
+        got = refimpl.matmul(raw, fmt, x, dots.PARTNERS[fmt], "avx2")
+        assert_same_bits(got, refimpl.matmul(raw, fmt, x, dots.PARTNERS[fmt], "avx2", reference=True))

@@ -153,11 +153,7 @@ def time_overhead(runs: int = 60) -> None:
     """What a token of the tiny model costs beside its products: Python, dispatch, norms, rope, attention."""
     model, inside, find = load(TINY, "llama.cpp", kv="f32"), [0.0], dots._find
 
-    def watched(module: str, name: str) -> Any:
-        kernel = find(module, name)
-        if name != "multiply":
-            return kernel
-
+    def watch(kernel: Any) -> Any:
         def timed(*arguments: Any) -> Any:
             start = time.process_time()
             result = kernel(*arguments)
@@ -165,6 +161,12 @@ def time_overhead(runs: int = 60) -> None:
             return result
 
         return timed
+
+    def watched(module: str, name: str) -> Any:
+        found = find(module, name)
+        if name == "KERNELS":
+            return {fmt: watch(kernel) for fmt, kernel in found.items()}
+        return watch(found) if name == "multiply" else found
 
     cache = Cache(model.conv)
     for _ in range(20):

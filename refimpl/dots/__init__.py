@@ -35,6 +35,7 @@ PARTNERS = MappingProxyType(
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
 KERNELS = MappingProxyType({"generic": "_simd", "generic-fma": "_simd", "avx2": "_simd", "tiled": "_simd"})
 LANES = 16
+FEW = 4  # fewer tokens are multiplied in one call, where a format has such a kernel
 TILE = 1 << 17  # decoded weights that are multiplied at a time: 512 KiB
 
 
@@ -134,6 +135,11 @@ def matmul(
         return out
     if not out.size:
         return out
+    if order == "avx2" and jobs == 1 and not reference and len(x) < FEW <= len(raw):
+        once = _find("once_simd", "KERNELS").get(fmt.id)
+        if once is not None:
+            once(raw, x, out)
+            return out
     if activation == "f32":
         work = _prepare_floats(raw, fmt, x, reference)
     else:
