@@ -12,7 +12,7 @@ import pytest
 from refimpl.cli.main import run
 from refimpl.files.golden import tiny_model
 from refimpl.verifier import controls, mutate
-from refimpl.verifier.controls import UP
+from refimpl.verifier.damage import UP
 from refimpl.verifier.mutate import Copy
 
 GOLDEN = tiny_model()

@@ -12,7 +12,7 @@ from refimpl.files.golden import tiny_model
 from refimpl.files.source import Tensor
 from refimpl.quants.formats import CODEBOOKS, known
 from refimpl.verifier import mutate
-from refimpl.verifier.controls import KEPT, NORM, ROUTER, STACKED, UP
+from refimpl.verifier.damage import KEPT, NORM, ROUTER, STACKED, UP
 from refimpl.verifier.explain import explain
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.requantize import check_rows, widen

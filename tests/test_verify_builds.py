@@ -11,7 +11,7 @@ from refimpl.arith.builds import SITED
 from refimpl.errors import Usage
 from refimpl.files.golden import tiny_model
 from refimpl.verifier import builds, mutate
-from refimpl.verifier.controls import UP
+from refimpl.verifier.damage import UP
 from refimpl.verifier.mutate import Copy
 from refimpl.verifier.result import Report
 from refimpl.verifier.run import verify
