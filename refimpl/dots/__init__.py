@@ -135,12 +135,14 @@ def matmul(
         return out
     if not out.size:
         return out
-    if order == "avx2" and jobs == 1 and not reference and len(x) < FEW <= len(raw):
-        once = _find("once_simd", "KERNELS").get(fmt.id)
-        if once is not None:
-            once(raw, x, out)
-            return out
-    if activation == "f32":
+    once = None if reference else _find_once(fmt, order, len(x), len(raw) // jobs)
+    if once is not None and jobs == 1:
+        once(raw, x, out)
+        return out
+    work: Work
+    if once is not None:
+        work = _prepare_once(once, raw, x)
+    elif activation == "f32":
         work = _prepare_floats(raw, fmt, x, reference)
     else:
         work = _prepare_codes(raw, fmt, x, activation, order, reference)
@@ -178,6 +180,15 @@ def matmul_each(
         for h in range(heads):
             out[h] = matmul(raw[h], fmt, x[h], activation, order)
         return out
+    once = _find_once(fmt, order, t, m)
+    if once is not None:
+
+        def work_once(some: slice) -> None:
+            for h in range(some.start, some.stop):
+                once(np.ascontiguousarray(raw[h]), np.ascontiguousarray(x[h]), out[h])
+
+        _share(work_once, heads, jobs)
+        return out
     kind = activations[activation]
     encoder = "reference" if order.startswith("generic") else "avx2"
     codes = encode(x.reshape(heads * t, n), activation, encoder)
@@ -191,6 +202,21 @@ def matmul_each(
 
     _share(work, heads, jobs)
     return out
+
+
+def _find_once(fmt: Format, order: str, tokens: int, rows: int) -> Any:
+    """The kernel that does all at once for a few tokens and so many rows, where there is one."""
+    if order != "avx2" or not tokens < FEW <= rows:
+        return None
+    return _find("once_simd", "KERNELS").get(fmt.id)
+
+
+def _prepare_once(once: Any, raw: Array, x: Array) -> Work:
+    def work(rows: slice, out: Array) -> Array:
+        once(raw[rows], x, out)
+        return out
+
+    return work
 
 
 def _check(raw: Any, fmt: Format, x: Any) -> int:
