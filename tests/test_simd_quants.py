@@ -19,7 +19,7 @@ from tests.hard_weights import draw_cases, make_importance, make_weights
 FORMATS = [
     fmt for fmt in formats.values() if "quantize" in fmt.tuned and fmt not in CODEBOOKS
 ]  # test_grids.py
-DECODING = [fmt for fmt in formats.values() if "dequantize" in fmt.tuned and fmt not in CODEBOOKS]
+DECODING = [fmt for fmt in formats.values() if "dequantize" in fmt.tuned]
 SMALL = [fmt for fmt in FORMATS if fmt.weights == 32]
 CHECKING = [fmt for fmt in FORMATS if "check_codes" in fmt.tuned]
 SEARCHING = [Q2_K, Q4_K, Q5_K, Q6_K]  # those that leave degenerate blocks to the portable kernel

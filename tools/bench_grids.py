@@ -19,5 +19,4 @@ def list_rows(rows: int) -> Iterator[Callable[[], Row]]:
         if not fmt.needy:
             yield lambda fmt=fmt: encode_row(library, fmt.name, 1.0, few)
     for fmt in CODEBOOKS:
-        if not fmt.needy:  # bench_rows makes its blocks without an imatrix
-            yield lambda fmt=fmt: decode_row(library, fmt.name, 1.1, rows)
+        yield lambda fmt=fmt: decode_row(library, fmt.name, 1.1, rows)

@@ -100,7 +100,7 @@ def encode_row(library: c.CDLL, fmt: str, goal: float, rows: int, imatrix: Array
 def encoded(library: c.CDLL, fmt: Format, rows: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Weights and their blocks; the blocks repeat after 256 rows, so that the slow native encoder is not waited for."""
     x = draw(rows)
-    some = quants.quantize(x[:256], fmt)
+    some = quants.quantize(x[:256], fmt, np.ones(x.shape[1], np.float32) if fmt.needy else None)
     raw = quants.allocate((rows, some.shape[1]), np.uint8)
     raw[:] = np.resize(some, raw.shape)
     return x, raw

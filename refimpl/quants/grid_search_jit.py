@@ -1,7 +1,6 @@
 """The search that IQ2 and IQ3 share, for one group of weights at a time: the twin of grid_search.py.
 
-Comments in capitals name the places where a compiler may fuse a product
-and a sum, see grid_search.py.
+Comments in capitals: see grid_search.py.
 """
 
 from typing import Any, NamedTuple
@@ -135,10 +134,7 @@ def split_even_signs(x: Floats, g: Group, signs: Bytes) -> None:
 @jit
 def find_peak(g: Group) -> Any:
     """The largest of the values."""
-    peak = g.values[0]
-    for i in range(1, g.values.size):
-        peak = max(peak, g.values[i])
-    return peak
+    return g.values.max()
 
 
 @jit

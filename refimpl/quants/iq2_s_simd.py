@@ -4,16 +4,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
+from refimpl.arith.simd_memory import fence, peek, prefetch, stack
 from refimpl.quants.formats import IQ2_S
 from refimpl.quants.grid_search_jit import Group, make_found
 from refimpl.quants.grid_search_simd import Tables, load_tables, make_group, search_block
-from refimpl.quants.grids import PLANS, refuse
+from refimpl.quants.grids import PLANS, load_grid, refuse
+from refimpl.quants.grids_simd import put_eight, read_d, sign_weights
 from refimpl.quants.iq2_s_jit import pack
+from refimpl.quants.search_simd import is_streamed, put_weights
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 WEIGHTS, BYTES, PLAN = IQ2_S.weights, IQ2_S.block.itemsize, PLANS["iq2_s"]
+QS, QH, SCALES = IQ2_S.offset("qs"), IQ2_S.offset("qh"), IQ2_S.offset("scales")
+SIGNS = QS + WEIGHTS // 8
+HALF, QUARTER = np.float32(0.5), np.float32(0.25)
+POINTS = load_grid("iq2_s").points
 
 
 @jit
@@ -35,3 +42,22 @@ def encode(x: Floats, imatrix: Floats, rows_per_expert: int, t: Tables, g: Group
 def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
     """Encode rows: iq2_s_jit.quantize."""
     refuse(encode(x, imatrix, rows_per_expert, load_tables("iq2_s"), make_group(), out))
+
+
+@jit
+def dequantize(raw: Bytes, out: Floats) -> None:
+    """Decode rows: the bits of iq2_s_jit.dequantize. raw : [R, n/256*82] uint8; out : [R, n] float32, written."""
+    points, streamed = stack(np.int8, 256), is_streamed(out)
+    for block in range(raw.size // BYTES):
+        at = block * BYTES
+        prefetch(raw, at + 4096)
+        d = read_d(raw, at)
+        for k in range(32):
+            upper = np.int64(peek(raw, at + QH + k // 4, np.uint8)) >> k % 4 * 2 & 3
+            put_eight(POINTS, np.int64(peek(raw, at + QS + k, np.uint8)) | upper << 8, points, k)
+        for k in range(16):
+            level = np.int64(peek(raw, at + SCALES + k // 2, np.uint8)) >> k % 2 * 4 & 15
+            step = d * (HALF + np.float32(level)) * QUARTER
+            weights = sign_weights(points, peek(raw, at + SIGNS + 2 * k, np.uint16), k, step)
+            put_weights(out, 256 * block + 16 * k, weights, streamed)
+    fence()
