@@ -20,6 +20,7 @@ PACKAGE = Path(refimpl.__file__).parent
 PARTS = frozenset(
     {
         "quants.grid_search_simd",
+        "quants.grids_simd",
         "quants.search_simd",
         "quants.rounding_simd",
         "quants.fp4_simd",
