@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from refimpl import quants
 from refimpl.cli.main import run
 from refimpl.errors import BadFile
+from refimpl.files import gguf
 from refimpl.files.golden import tiny_model
+from refimpl.quants.formats import formats
 from refimpl.verifier.mutate import Copy
 from refimpl.writers.convert import convert
 from refimpl.writers.diff import diff
@@ -73,6 +76,28 @@ def test_two_files_of_one_recipe_differ_by_blocks(tmp_path):
     pair = found[UP]
     assert pair.status == "differs" and 0 < pair.blocks_differ <= pair.blocks == 16 * 256
     assert found["output.weight"].status == "same"
+
+
+def test_two_builds_of_one_recipe_differ_in_some_blocks_of_the_types_that_a_compiler_changes(tmp_path):
+    a, b = tmp_path / "strict.gguf", tmp_path / "fma.gguf"
+    for path, build in ((a, "strict"), (b, "gcc-fma")):
+        quantize(GOLDEN, path, "q8_0", build=build, tensor_types=["ffn_up_exps=q4_k"])
+    found = diff(a, b)
+    assert not found.same and found.counts() == {"same": 65, "differs": 2}  # Q8_0 rounds alike in both
+    assert found.keys == {"only_a": [], "only_b": [], "differ": ["refimpl.provenance"]}
+    size = formats["q4_k"].block.itemsize
+    with gguf.Gguf(a) as one, gguf.Gguf(b) as two:
+        for pair in (p for p in found.pairs if p.status == "differs"):
+            assert "ffn_up_exps" in pair.name and pair.types == ("q4_k", "q4_k")
+            raw, other = (f.read(pair.name) for f in (one, two))
+            blocks = (raw.reshape(-1, size) != other.reshape(-1, size)).any(axis=1)
+            x, y = (quants.dequantize(r, "q4_k").astype(np.float64) for r in (raw, other))
+            assert pair.blocks_differ == blocks.sum() and 0.02 < blocks.mean() < 0.15  # README: about 7 %
+            assert pair.weights_differ == (x != y).sum() and pair.max_abs == np.abs(x - y).max()
+            assert pair.rmse() == pytest.approx(np.sqrt(np.square(x - y).mean()), rel=1e-12)
+            row, column = (int(i) for i in np.unravel_index(np.abs(x - y).argmax(), x.shape))
+            assert pair.worst == (row, column, x[row, column], y[row, column])
+            assert pair.experts == sorted({int(i) for i in np.argwhere(x != y)[:, 0] // 256})
 
 
 def test_other_experts_and_layers_differ_in_shape_or_stand_alone(tmp_path):
