@@ -3,6 +3,7 @@
     python -m tools.bench                 # kernels against the native library (extra `oracle`), gguf-py, cold start
     python -m tools.bench --slice DIR     # verify, quantize, convert end to end too, on slices of 4 GB made in DIR
     python -m tools.bench --topic dots    # only one subject's rows
+    python -m tools.bench --topic writers --slice DIR     # of those on slices, only quantize and convert
     python -m tools.bench --only Q6_K     # only rows whose name contains this
 
 Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
@@ -57,6 +58,7 @@ TOPICS = {
     "builds": bench_builds.list_rows,
     "dots": bench_dots.list_rows,
 }
+SLICED = ("writers", "verify")  # what is timed on slices
 TURN = 0.02  # seconds
 HEAD = "| Job | refimpl | against | | ratio (quartiles) | goal |\n|---|--:|---|--:|--:|--:|"
 
@@ -73,11 +75,16 @@ def race(row: Row, runs: int) -> str:
     """Time both sides in turn; return a line of the table."""
     row.check()
     sides = [(work, max(1, round(TURN / time_repeated(work, 1)))) for work in (row.run, row.peer)]
-    times = np.array([[time_repeated(work, repeats) for work, repeats in sides] for _ in range(runs)])
+    times = np.array([[_take_turn(row, *side) for side in sides] for _ in range(runs)])
     low, ratio, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
     mine, theirs = (f"{row.weights / 1e6 / t:,.0f} M/s" for t in np.median(times, axis=0))
     goal = "" if row.goal is None else f"≥ {row.goal:g}×"
     return f"| {row.name} | {mine} | {row.against} | {theirs} | **{ratio:.2f}×** ({low:.2f} to {high:.2f}) | {goal} |"
+
+
+def _take_turn(row: Row, work: Callable[[], Any], repeats: int) -> float:
+    row.prepare()
+    return time_repeated(work, repeats)
 
 
 def time_cold_start(imatrix: bool) -> str:
@@ -113,6 +120,17 @@ def time_verify(place: Path, runs: int) -> str:
     return f"| {name} | {mine} | CPU time alone | {alone} | | ≥ 120 M/s |"
 
 
+def time_writers(place: Path, runs: int, only: str) -> None:
+    """Print the writers' lines; the native side is slow, so that three runs must do."""
+    for build in bench_writers.list_writer_rows(place):
+        row = build()
+        if only in row.name:
+            print(race(row, min(runs, 3) if "native" in row.against else runs), flush=True)
+    if not only:
+        for line in bench_writers.time_writers(place, min(runs, 5)):
+            print(line, flush=True)
+
+
 def describe_machine() -> str:
     """CPU, cores, versions and how busy the machine is: without these a figure says nothing."""
     names = [line.split(":")[1].strip() for line in _read_cpus() if line.startswith("model name")]
@@ -136,28 +154,26 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=256, help="matrix rows of 6,144 weights to encode")
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument(
-        "--topic", choices=TOPICS, action="append", help="rows of a subject; by default of all"
+        "--topic", choices=[*TOPICS, *SLICED], action="append", help="rows of a subject; by default of all"
     )
     parser.add_argument("--only", default="", help="only rows whose name contains this")
-    parser.add_argument("--slice", type=Path, help="folder for the slice that verify is timed on")
+    parser.add_argument("--slice", type=Path, help="folder for the slices that whole commands are timed on")
     arguments = parser.parse_args()
     print(f"{describe_machine()}\n\n{HEAD}", flush=True)
     try:
-        chosen = arguments.topic or list(TOPICS)
-        for build in chain.from_iterable(TOPICS[topic](arguments.rows) for topic in chosen):
+        chosen = arguments.topic or [*TOPICS, *SLICED]
+        for build in chain.from_iterable(
+            TOPICS[topic](arguments.rows) for topic in chosen if topic in TOPICS
+        ):
             row = build()
             if arguments.only in row.name:
                 print(race(row, arguments.runs), flush=True)
         if not arguments.only and not arguments.topic:
             print(time_cold_start(imatrix=False), time_cold_start(imatrix=True), sep="\n", flush=True)
-        if arguments.slice:
-            for build in bench_writers.list_writer_rows(arguments.slice):
-                row = build()
-                if arguments.only in row.name:
-                    print(race(row, 3), flush=True)
-        if arguments.slice and not arguments.only:
+        if arguments.slice and "writers" in chosen:
+            time_writers(arguments.slice, arguments.runs, arguments.only)
+        if arguments.slice and "verify" in chosen and not arguments.only:
             print(time_verify(arguments.slice, 3), flush=True)
-            print(*bench_writers.time_writers(arguments.slice, 3), sep="\n", flush=True)
     except Differ as difference:
         print(f"no figures: {difference}", file=sys.stderr)
         return 1

@@ -28,7 +28,10 @@ class Differ(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: run() and peer() do the same work on `weights` weights; check() has compared them."""
+    """One line of the table: run() and peer() do the same work on `weights` weights; check() has compared them.
+
+    prepare : called before each turn, outside the time that is taken
+    """
 
     name: str
     against: str
@@ -37,6 +40,7 @@ class Row:
     check: Callable[[], None]
     run: Callable[[], Any]
     peer: Callable[[], Any]
+    prepare: Callable[[], Any] = lambda: None
 
 
 def native_encoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:

@@ -97,7 +97,7 @@ def write_pieces(
     kept = False
     try:
         done = _resume_from(fd, path, journal, fingerprint) if resume else 0
-        if not done:
+        if not done and os.fstat(fd).st_size:  # a file cut to nothing is flushed by ext4 when it is closed
             os.ftruncate(fd, 0)
         _require_space(folder, fd, size)
         os.ftruncate(fd, size)
