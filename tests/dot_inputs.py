@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import dots, quants
-from refimpl.quants.formats import activations, find_codec
+from refimpl.quants.formats import CODEBOOKS, IQ1_M, activations, find_codec
 
 Array = np.ndarray[Any, Any]
 STEPS = {"subnormal": 5e-8, "smallest normal": 6.2e-5, "usual": 0.0173, "largest": 65504.0, "negative": -0.31}
@@ -20,13 +20,21 @@ def draw_tokens(rng: np.random.Generator, tokens: int, n: int) -> Array:
 
 
 def draw_weights(rng: np.random.Generator, fmt: str, rows: int, n: int) -> Array:
-    """Blocks as an encoder writes them: [rows, bytes] uint8."""
+    """Blocks as an encoder writes them, of codebooks any with steps of such a size: [rows, bytes] uint8."""
+    if find_codec(fmt) in CODEBOOKS:  # whose encoders take seconds
+        raw = rng.integers(0, 256, (rows, find_codec(fmt).row_bytes(n)), np.uint8)
+        set_steps(raw, fmt, rng.uniform(0.001, 0.01, (rows, n // 256)))
+        return raw
     return quants.quantize((rng.standard_normal((rows, n)) * 0.02).astype(np.float32), fmt)
 
 
 def set_steps(raw: Array, fmt: str, value: Any) -> None:
     """Write every fp16 step of the blocks."""
     kind = find_codec(fmt)
+    if kind is IQ1_M:  # whose d is the upper four bits of four words
+        words = raw.view(kind.block)["scales"]
+        halves = np.asarray(value, np.float16).view(np.uint16)[..., None] >> np.arange(0, 16, 4)
+        words[:] = words & 0x0FFF | (halves & 15) << 12
     for name in ("d", "dmin", "m"):
         if name in (kind.block.names or ()) and kind.block[name] == np.dtype("<f2"):
             raw.view(kind.block)[name] = value

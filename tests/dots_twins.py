@@ -8,8 +8,8 @@ import numpy as np
 
 from refimpl import dots
 from refimpl.arith import fma
-from refimpl.dots import avx2, encoders, floats, generic, planes, tiled
-from refimpl.quants.formats import activations, find_codec
+from refimpl.dots import avx2, codebooks, encoders, floats, generic, planes, tiled
+from refimpl.quants.formats import CODEBOOKS, activations, find_codec
 
 Array = np.ndarray[Any, Any]
 Pairs = Iterator[tuple[str, Array, Array]]  # what, got, want
@@ -79,7 +79,8 @@ def check_orders(twin: ModuleType, draw: Any) -> Pairs:
     for name in draw.rng.choice(list(dots.PARTNERS), 3, replace=False):
         kind, partner = find_codec(str(name)), dots.PARTNERS[str(name)]
         raw, acts, _ = draw_pair(draw, kind.name)
-        a, w = planes.split(acts, activations[partner]), planes.unpack(raw, kind)
+        a = planes.split(acts, activations[partner])
+        w = (codebooks if kind in CODEBOOKS else planes).unpack(raw, kind)
         for fused in ([False], [True]) if order == "generic" else ([],):
             got, want = (np.full((len(acts), len(raw)), np.nan, np.float32) for _ in range(2))
             twin.multiply(kind.id, raw, *a, *fused, got)
@@ -87,11 +88,29 @@ def check_orders(twin: ModuleType, draw: Any) -> Pairs:
             yield f"{name} {order} {fused}", got, want
 
 
+def check_codebooks(twin: ModuleType, draw: Any) -> Pairs:
+    for i in draw.rng.choice(len(CODEBOOKS), 2, replace=False):
+        kind = CODEBOOKS[i]
+        raw, acts, _ = draw_pair(draw, kind.name)
+        a, w = planes.split(acts, activations["q8_k"]), codebooks.unpack(raw, kind)
+        parts = w.codes, w.scales, w.d
+        got = [np.full(p[0].shape, 99, p.dtype) for p in parts]
+        twin.unpack_row(kind.id, raw[0], *got)
+        for part, have, want in zip(("codes", "scales", "d"), got, parts, strict=True):
+            yield f"{kind.name} {part}", have, want[0]
+        for order, fused in (("generic", [False]), ("generic", [True]), ("avx2", []), ("tiled", [])):
+            out, want = (np.full((len(acts), len(raw)), np.nan, np.float32) for _ in range(2))
+            getattr(twin, f"multiply_{order}")(kind.id, raw, *a[:2], *fused, out)
+            getattr(codebooks, f"multiply_{order}")(w, a, kind.id, *fused, want)
+            yield f"{kind.name} {order} {fused}", out, want
+
+
 CASES: dict[str, Callable[[ModuleType, Any], Pairs]] = {
     "arith.fma": check_fma,
     "dots.floats": check_floats,
     "dots.encoders": check_encoders,
     "dots.planes": check_planes,
+    "dots.codebooks": check_codebooks,
     "dots.generic": check_orders,
     "dots.avx2": check_orders,
     "dots.tiled": check_orders,

@@ -6,6 +6,7 @@ import numpy as np
 
 from refimpl import quants
 from refimpl.crosscheck.native_library import NULL, Argument, Buffer, Library
+from refimpl.crosscheck.native_mistakes import read
 from refimpl.crosscheck.native_symbols import Symbol
 from refimpl.crosscheck.native_trial import Array, Result, Trial, alignment, compared, died
 from refimpl.quants import iq4_nl
@@ -52,7 +53,7 @@ def decode(library: Library, symbol: Symbol, trial: Trial) -> Result:
     shift = (alignment(fmt), 4) if trial.shifted else (0, 0)
     arguments: list[Argument] = [Buffer(raw, shift[0]), Buffer(4 * n, shift[1]), ("l", n)]
     outcome = library.call(symbol.name, "v", arguments)
-    want = quants.dequantize(raw, fmt).reshape(-1, fmt.weights)
+    want = read(fmt, raw).reshape(-1, fmt.weights)
     if outcome.crash is not None or outcome.output is None:
         return died(outcome, want)
     got = outcome.output.view(np.float32).reshape(want.shape)

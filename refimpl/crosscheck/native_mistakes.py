@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl import quants
-from refimpl.quants.formats import Format
+from refimpl.quants.formats import Format, formats
 
 Array = NDArray[Any]
 
@@ -53,7 +53,16 @@ def without_min(fmt: Format, blocks: Array) -> Array:
 def decode(fmt: Format, blocks: Array) -> Array:
     """dequantize, [N] records to [N, weights] float64."""
     raw = np.ascontiguousarray(blocks).view(np.uint8).reshape(len(blocks), fmt.block.itemsize)
-    return quants.dequantize(raw, fmt).astype(np.float64)
+    return read(fmt, raw).astype(np.float64)
+
+
+def read(fmt: Format, raw: Array) -> Array:
+    """dequantize, and what it is for q8_k, which no tensor has: [N, bytes] uint8 to [N, weights] float32."""
+    if fmt.name in formats:
+        return quants.dequantize(raw, fmt)
+    blocks = raw.view(fmt.block).reshape(-1)
+    with np.errstate(all="ignore"):
+        return np.asarray(blocks["d"][:, None] * blocks["qs"].astype(np.float32))
 
 
 def find_mistake(fmt: Format, raw: Array, fits: Callable[[Array], bool]) -> str | None:

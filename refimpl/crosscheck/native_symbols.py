@@ -15,7 +15,7 @@ Source: ggml-quants.h, ggml-cpu/quants.h and ggml.h, llama.cpp 0c1e570.
 import re
 from dataclasses import dataclass
 
-from refimpl.quants.formats import Format, activations, formats
+from refimpl.quants.formats import Q8_K, Format, activations, formats
 
 FLOATS: dict[str, dict[str, tuple[str, ...]]] = {
     "decode": {
@@ -69,6 +69,7 @@ def list_symbols() -> list[Symbol]:
         else:
             found += [Symbol(s, kind, fmt) for kind, names in FLOATS.items() for s in names.get(name, ())]
             found.append(Symbol(f"ggml_vec_dot_{name}", "product", fmt))
+    found.append(Symbol("dequantize_row_q8_K", "decode", Q8_K))
     for name, fmt in activations.items():
         for ending in ("_ref", "_generic", ""):
             if (name, ending) != ("q8_0", "_ref"):  # that one writes tensors: a row encoder, above

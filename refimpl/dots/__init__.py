@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.quants import allocate, dequantize
-from refimpl.quants.formats import Format, activations, find_codec
+from refimpl.quants.formats import CODEBOOKS, Format, activations, find_codec
 
 __all__ = ["ORDERS", "PARTNERS", "encode", "matmul", "matmul_each"]
 
@@ -30,6 +30,7 @@ PARTNERS = MappingProxyType(
         **dict.fromkeys(("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4", "nvfp4", "q1_0", "q2_0"), "q8_0"),
         **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
         **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"), "q8_k"),
+        **dict.fromkeys((fmt.name for fmt in CODEBOOKS), "q8_k"),
     }
 )
 ORDERS = ("generic", "generic-fma", "avx2", "tiled")
@@ -264,10 +265,11 @@ def _prepare_codes(raw: Array, fmt: Format, x: Array, activation: str, order: st
 
         return work
     planes = import_module("refimpl.dots.planes")
+    unpack = _find("codebooks", "unpack") if fmt in CODEBOOKS else planes.unpack
 
     def work_by_reference(rows: slice, out: Array) -> Array:
         with np.errstate(all="ignore"):
-            multiply(planes.unpack(raw[rows], fmt), planes.split(codes, kind), fmt.name, *fused, out)
+            multiply(unpack(raw[rows], fmt), planes.split(codes, kind), fmt.name, *fused, out)
         return out
 
     return work_by_reference

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma import fma
 from refimpl.dots import generic
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.generic import multiply_codes, multiply_mins
 from refimpl.dots.planes import GROUP, Activations, Planes
+from refimpl.quants.formats import formats
 
 Floats = NDArray[Any]  # float32
 LANES, RUN = 8, 4  # a lane holds runs of 4 weights
@@ -185,5 +187,10 @@ def multiply(w: Planes, a: Activations, fmt: str, out: Floats) -> None:
     Rounds: d * d'; each fma once; the additions of fold().
     Source: ggml-cpu/arch/x86/quants.c ggml_vec_dot_*, llama.cpp 0c1e570.
     """
+    if formats[fmt].id in FACTORS:
+        from refimpl.dots.codebooks import multiply_avx2  # which is made of what is here
+
+        multiply_avx2(w, a, formats[fmt].id, out)
+        return
     for t in range(len(out)):
         out[t] = AVX2[fmt](w, a, t)

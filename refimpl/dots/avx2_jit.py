@@ -1,5 +1,6 @@
 """The order `avx2` for kernels: the twin of avx2.py. A row, taken apart, meets every token."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.generic_jit import add_blocks_of_blocks, multiply_some
 from refimpl.dots.planes_jit import count_steps, unpack_row
 from refimpl.quants.formats import (
@@ -240,7 +242,6 @@ def multiply_rows(
                 out[t, r] = add_small(fmt, codes, d, dmin, act, step, act_s[t], lanes, totals)
 
 
-@jit
 def multiply(
     fmt: int, raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, bsums: Shorts, out: Floats
 ) -> None:
@@ -251,4 +252,7 @@ def multiply(
     acts, act_d, act_s, bsums : the planes of t tokens
     out                       : [t, m] float32, written
     """
-    multiply_rows(fmt, raw, acts, act_d, act_s, bsums, True, out)
+    if fmt in FACTORS:  # grids are loaded for who needs them
+        import_module("refimpl.dots.codebooks_jit").multiply_avx2(fmt, raw, acts, act_d, out)
+    else:
+        multiply_rows(fmt, raw, acts, act_d, act_s, bsums, True, out)

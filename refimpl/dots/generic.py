@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.fma import fma
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.planes import GROUP, Activations, Planes
+from refimpl.quants.formats import formats
 
 Floats = NDArray[Any]  # float32
 Ints = NDArray[np.int32]
@@ -184,6 +186,11 @@ def multiply(w: Planes, a: Activations, fmt: str, fused: bool, out: Floats) -> N
     fused : generic-fma rather than generic
     out   : [t, m] float32, written
     """
+    if formats[fmt].id in FACTORS:
+        from refimpl.dots.codebooks import multiply_generic  # which is made of what is here
+
+        multiply_generic(w, a, formats[fmt].id, fused, out)
+        return
     madd = fma if fused else add_product
     for t in range(len(out)):
         out[t] = GENERIC[fmt](w, a, t, madd)

@@ -1,5 +1,6 @@
 """The orders `generic` and `generic-fma` for kernels: the twin of generic.py. A row, taken apart, meets every token."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.planes_jit import count_steps, unpack_row
 from refimpl.quants.formats import IQ4_XS, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K
 
@@ -166,7 +168,7 @@ def add_lanes(
 
 
 @jit
-def multiply(
+def multiply_rows(
     fmt: int,
     raw: Bytes,
     acts: Codes,
@@ -176,14 +178,7 @@ def multiply(
     fused: bool,
     out: Floats,
 ) -> None:
-    """Multiply rows of blocks with tokens.
-
-    fmt                       : id of the weights' format
-    raw                       : [m, bytes] uint8
-    acts, act_d, act_s, bsums : the planes of t tokens
-    fused                     : generic-fma rather than generic
-    out                       : [t, m] float32, written
-    """
+    """As multiply(); of all formats but those of codebooks."""
     n, blocks = acts.shape[1], act_d.shape[1]
     codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
     scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)
@@ -211,3 +206,27 @@ def multiply(
                 out[t, r] = add_steps_in_turn(codes, d, acts[t], act_d[t], fused)
             else:
                 out[t, r] = add_blocks(codes, d, acts[t], act_d[t], fused)
+
+
+def multiply(
+    fmt: int,
+    raw: Bytes,
+    acts: Codes,
+    act_d: Floats,
+    act_s: Floats,
+    bsums: Shorts,
+    fused: bool,
+    out: Floats,
+) -> None:
+    """Multiply rows of blocks with tokens.
+
+    fmt                       : id of the weights' format
+    raw                       : [m, bytes] uint8
+    acts, act_d, act_s, bsums : the planes of t tokens
+    fused                     : generic-fma rather than generic
+    out                       : [t, m] float32, written
+    """
+    if fmt in FACTORS:  # grids are loaded for who needs them
+        import_module("refimpl.dots.codebooks_jit").multiply_generic(fmt, raw, acts, act_d, fused, out)
+    else:
+        multiply_rows(fmt, raw, acts, act_d, act_s, bsums, fused, out)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from refimpl.arith.fma import fma
 from refimpl.dots import avx2
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.generic import multiply_codes, multiply_mins
 from refimpl.dots.planes import Activations, Planes
+from refimpl.quants.formats import formats
 
 Floats = NDArray[Any]  # float32
 
@@ -46,6 +48,11 @@ def multiply(w: Planes, a: Activations, fmt: str, out: Floats) -> None:
     Rounds: d * total; each fma once; or as avx2 does.
     Source: ggml-cpu/tiled/tiled-kernel.cpp tiled_run_microtile_avx2, llamafile/sgemm.cpp, llama.cpp 0c1e570.
     """
+    if formats[fmt].id in FACTORS:
+        from refimpl.dots.codebooks import multiply_tiled  # which is made of what is here
+
+        multiply_tiled(w, a, formats[fmt].id, out)
+        return
     for t in range(len(out)):
         if fmt in CHAINED:
             out[t] = add_chain(w, a, t)

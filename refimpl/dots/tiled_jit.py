@@ -1,11 +1,14 @@
 """The order `tiled` for kernels: the twin of tiled.py. A row, taken apart, meets every token."""
 
+from importlib import import_module
+
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.fma_jit import fma
 from refimpl.arith.jit import jit
 from refimpl.dots.avx2_jit import multiply_rows
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.planes_jit import unpack_row
 from refimpl.quants.formats import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
@@ -22,19 +25,8 @@ ZERO = np.float32(0)
 
 
 @jit
-def multiply(
-    fmt: int, raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, bsums: Shorts, out: Floats
-) -> None:
-    """Multiply rows of blocks with tokens.
-
-    fmt                       : id of the weights' format
-    raw                       : [m, bytes] uint8
-    acts, act_d, act_s, bsums : the planes of t tokens
-    out                       : [t, m] float32, written
-    """
-    if fmt not in CHAINED:
-        multiply_rows(fmt, raw, acts, act_d, act_s, bsums, fmt not in ONE_SET, out)
-        return
+def chain_rows(fmt: int, raw: Bytes, acts: Codes, act_d: Floats, bsums: Shorts, out: Floats) -> None:
+    """As multiply(), of the formats in CHAINED."""
     n, blocks = acts.shape[1], act_d.shape[1]
     codes, scratch = np.empty(n, np.int8), np.empty(256, np.uint8)
     scales, mins = np.empty(n // GROUP, np.int16), np.empty(n // GROUP, np.int16)
@@ -57,3 +49,21 @@ def multiply(
                     value = fma(-dmin[b], np.float32(least), value)
                 result = fma(value, act_d[t, b], result)
             out[t, r] = result
+
+
+def multiply(
+    fmt: int, raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, bsums: Shorts, out: Floats
+) -> None:
+    """Multiply rows of blocks with tokens.
+
+    fmt                       : id of the weights' format
+    raw                       : [m, bytes] uint8
+    acts, act_d, act_s, bsums : the planes of t tokens
+    out                       : [t, m] float32, written
+    """
+    if fmt in FACTORS:  # grids are loaded for who needs them
+        import_module("refimpl.dots.codebooks_jit").multiply_tiled(fmt, raw, acts, act_d, out)
+    elif fmt in CHAINED:
+        chain_rows(fmt, raw, acts, act_d, bsums, out)
+    else:
+        multiply_rows(fmt, raw, acts, act_d, act_s, bsums, fmt not in ONE_SET, out)

@@ -15,6 +15,7 @@ from refimpl.arith.simd_dot import add_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
 from refimpl.dots import avx2_simd, tiled_jit
+from refimpl.dots.factors import FACTORS
 from refimpl.dots.super_simd import EVEN
 from refimpl.dots.unpack_simd import unpack_q2_k, unpack_q3_k, unpack_q4_k, unpack_q5_k, unpack_q6_k
 from refimpl.quants.formats import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
@@ -253,7 +254,7 @@ def multiply(
         kernel, joined = KERNELS[fmt]
         codes, sums, steps = lay_out(acts, act_d, bsums, joined)
         kernel(raw, codes, sums, steps, out)
-    elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET:
+    elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET and fmt not in FACTORS:
         avx2_simd.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
     else:
         tiled_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, out)

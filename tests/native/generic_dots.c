@@ -312,3 +312,127 @@ float dot_q2_0(int n, const uint8_t *w, const uint8_t *a) {
     }
     return sum;
 }
+
+// The grids of the codebook types, lent by the test: points of 4 or 8 weights each
+const int8_t *grid_iq2_xxs, *grid_iq2_xs, *grid_iq2_s, *grid_iq3_xxs, *grid_iq3_s, *grid_iq1_s;
+
+// sum of a point of `size` weights times activations; bit i of signs: minus
+static int dot_point(const int8_t *grid, int number, int size, int signs, const uint8_t *a) {
+    int sum = 0;
+    for (int i = 0; i < size; i++) sum += grid[number * size + i] * (int8_t)a[i] * (signs >> i & 1 ? -1 : 1);
+    return sum;
+}
+
+// seven signs and an eighth that makes their number even
+static int even(int signs) {
+    int odd = 0;
+    for (int i = 0; i < 7; i++) odd ^= signs >> i & 1;
+    return signs | odd << 7;
+}
+
+static uint32_t word(const uint8_t *p) { return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24; }
+
+float dot_iq2_xxs(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 66, a += 292) {
+        int total = 0;
+        for (int s = 0; s < 8; s++) {
+            const uint32_t bits = word(w + 2 + 8 * s + 4);
+            int part = 0;
+            for (int k = 0; k < 4; k++)
+                part += dot_point(grid_iq2_xxs, w[2 + 8 * s + k], 8, even(bits >> 7 * k & 127), a + 4 + 32 * s + 8 * k);
+            total += (int)(2 * (bits >> 28) + 1) * part;
+        }
+        sum += half(w) * single(a) * total;
+    }
+    return 0.125f * sum;
+}
+
+float dot_iq2_xs(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 74, a += 292) {
+        int total = 0;
+        for (int k = 0; k < 32; k++) {
+            const int bits = w[2 + 2 * k] | w[3 + 2 * k] << 8, level = w[66 + k / 4] >> k / 2 % 2 * 4 & 15;
+            total += (2 * level + 1) * dot_point(grid_iq2_xs, bits & 511, 8, even(bits >> 9), a + 4 + 8 * k);
+        }
+        sum += half(w) * single(a) * total;
+    }
+    return 0.125f * sum;
+}
+
+float dot_iq2_s(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 82, a += 292) {
+        int total = 0;
+        for (int k = 0; k < 32; k++) {
+            const int number = w[2 + k] | (w[66 + k / 4] >> k % 4 * 2 & 3) << 8, level = w[74 + k / 4] >> k / 2 % 2 * 4 & 15;
+            total += (2 * level + 1) * dot_point(grid_iq2_s, number, 8, w[34 + k], a + 4 + 8 * k);
+        }
+        sum += half(w) * single(a) * total;
+    }
+    return 0.125f * sum;
+}
+
+float dot_iq3_xxs(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 98, a += 292) {
+        int total = 0;
+        for (int k = 0; k < 64; k++) {
+            const uint32_t bits = word(w + 66 + k / 8 * 4);
+            const int signs = even(bits >> k / 2 % 4 * 7 & 127) >> k % 2 * 4;
+            total += (int)(2 * (bits >> 28) + 1) * dot_point(grid_iq3_xxs, w[2 + k], 4, signs, a + 4 + 4 * k);
+        }
+        sum += half(w) * single(a) * total;
+    }
+    return 0.25f * sum;
+}
+
+float dot_iq3_s(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 110, a += 292) {
+        int total = 0;
+        for (int k = 0; k < 64; k++) {
+            const int number = w[2 + k] | (w[66 + k / 8] >> k % 8 & 1) << 8, level = w[106 + k / 16] >> k / 8 % 2 * 4 & 15;
+            total += (2 * level + 1) * dot_point(grid_iq3_s, number, 4, w[74 + k / 2] >> k % 2 * 4, a + 4 + 4 * k);
+        }
+        sum += half(w) * single(a) * total;
+    }
+    return sum;
+}
+
+float dot_iq1_s(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 50, a += 292) {
+        int points = 0, shifts = 0;
+        for (int s = 0; s < 8; s++) {
+            const int bits = w[34 + 2 * s] | w[35 + 2 * s] << 8, scale = 2 * (bits >> 12 & 7) + 1;
+            for (int k = 0; k < 4; k++) {
+                const int number = w[2 + 4 * s + k] | (bits >> 3 * k & 7) << 8;
+                points += scale * dot_point(grid_iq1_s, number, 8, 0, a + 4 + 32 * s + 8 * k);
+            }
+            shifts += scale * (bits >> 15 ? -1 : 1) * (bsum(a, 2 * s) + bsum(a, 2 * s + 1));
+        }
+        sum += half(w) * single(a) * (points + 0.125f * shifts);
+    }
+    return sum;
+}
+
+float dot_iq1_m(int n, const uint8_t *w, const uint8_t *a) {
+    float sum = 0;
+    for (int b = 0; b < n / 256; b++, w += 56, a += 292) {
+        const uint8_t *s = w + 48;
+        const uint8_t d[2] = {(uint8_t)(s[1] >> 4 | (s[3] & 0xF0)), (uint8_t)(s[5] >> 4 | (s[7] & 0xF0))};
+        int points = 0, shifts = 0;
+        for (int k = 0; k < 32; k++) {
+            const int four = w[32 + k / 2] >> k % 2 * 4 & 15, bits = s[k / 8 * 2] | s[k / 8 * 2 + 1] << 8;
+            const int scale = 2 * (bits >> k / 2 % 4 * 3 & 7) + 1, number = w[k] | (four & 7) << 8;
+            int eight = 0;
+            for (int i = 0; i < 8; i++) eight += (int8_t)a[4 + 8 * k + i];
+            points += scale * dot_point(grid_iq1_s, number, 8, 0, a + 4 + 8 * k);
+            shifts += scale * (four & 8 ? -eight : eight);
+        }
+        sum += half(d) * single(a) * (points + 0.125f * shifts);
+    }
+    return sum;
+}

@@ -10,7 +10,8 @@ import pytest
 
 from refimpl import dots
 from refimpl.dots import tiled
-from refimpl.quants.formats import activations
+from refimpl.quants.formats import CODEBOOKS, activations
+from refimpl.quants.grids import load_grid
 from tests.bits import assert_same_bits
 from tests.dot_inputs import draw_edges, draw_tokens, draw_weights
 from tests.weights import KINDS, make_weights
@@ -38,7 +39,17 @@ def unfused(tmp_path_factory: pytest.TempPathFactory) -> c.CDLL:
     source = Path(__file__).with_name("generic_dots.c")
     flags = ["-O2", "-ffp-contract=off", "-shared", "-fPIC"]
     subprocess.run(["cc", *flags, "-o", str(library), str(source)], check=True)
-    return c.CDLL(str(library))
+    loaded = c.CDLL(str(library))
+    for name in (
+        "iq2_xxs",
+        "iq2_xs",
+        "iq2_s",
+        "iq3_xxs",
+        "iq3_s",
+        "iq1_s",
+    ):  # cached: they stay where they are
+        c.c_void_p.in_dll(loaded, f"grid_{name}").value = load_grid(name).points.ctypes.data
+    return loaded
 
 
 def encode_natively(x: Array, symbol: str) -> Array:
@@ -141,7 +152,7 @@ def test_ggml_mul_mat_is_tiled_at_every_edge(fmt: str) -> None:
 
 
 ALIKE = {  # orders that are one and the same: by default ggml has no other kernel for many tokens
-    **{fmt: [] for fmt in (*tiled.CHAINED, "iq4_nl")},
+    **{fmt: [] for fmt in (*tiled.CHAINED, "iq4_nl", *(f.name for f in CODEBOOKS))},
     "mxfp4": [{"avx2", "tiled"}, {"generic", "generic-fma"}],  # powers of two: these products are exact
     "q2_0": [{"avx2", "tiled"}, {"avx2", "generic-fma"}, {"tiled", "generic-fma"}],
 }

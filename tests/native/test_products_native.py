@@ -1,6 +1,7 @@
 """Every product that llama.cpp computes in a quantized model, on the inputs that it recorded, to the bit."""
 
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 import refimpl
 from refimpl.dots import PARTNERS, encode, matmul
+from refimpl.files import gguf
 from refimpl.model.weights import TILED
-from refimpl.quants.formats import find_codec
+from refimpl.quants.formats import CODEBOOKS, find_codec
+from tests.dot_inputs import draw_weights
 from tools import ggml_dots
 from tools.llama_run import Llama
 
@@ -21,9 +24,27 @@ FLOATS = {
 }  # the router is float32 in every file, the indexer's proj in one
 
 
-@pytest.fixture(scope="module", params=["stock", "protected"])
-def source(request):
-    with refimpl.open(TINY / f"{request.param}.gguf") as file:
+def with_codebooks(path):
+    """The protected model with blocks of any bytes of the codebook types in its feed-forward layers."""
+    rng, tensors, kinds = np.random.default_rng(3), [], cycle(CODEBOOKS)
+    with refimpl.open(TINY / "protected.gguf") as file:
+        for name, t in file.tensors.items():
+            raw, kind = file.read(name), t.format
+            if "ffn" in name and t.format.name in PARTNERS:
+                kind = next(kinds)
+                rows = np.prod(t.shape[:-1], dtype=int)
+                raw = draw_weights(rng, kind.name, int(rows), t.shape[-1])
+            tensors.append((name, t.shape, kind, [raw]))
+        gguf.write(path, file.metadata.typed(()), tensors)
+    return path
+
+
+@pytest.fixture(scope="module", params=["stock", "protected", "codebooks"])
+def source(request, tmp_path_factory):
+    path = TINY / f"{request.param}.gguf"
+    if request.param == "codebooks":
+        path = with_codebooks(tmp_path_factory.mktemp("model") / path.name)
+    with refimpl.open(path) as file:
         yield file
 
 
