@@ -10,6 +10,7 @@ from refimpl import quants
 from refimpl.arith.builds import SITED
 from refimpl.errors import Usage
 from refimpl.files.golden import tiny_model
+from refimpl.quants.formats import IQ2_S
 from refimpl.verifier import builds, mutate
 from refimpl.verifier.damage import UP
 from refimpl.verifier.mutate import Copy
@@ -69,6 +70,16 @@ def test_a_given_build_is_not_looked_for(built):
         assert not [f for f in report.findings if f.code == "build"]
     with pytest.raises(Usage, match="auto, strict, gcc-fma, clang-arm64"):
         verify(path, GOLDEN, build="gcc")
+
+
+def test_formats_whose_choices_are_not_known_are_named(tmp_path):
+    copy = Copy(STOCK)
+    small = "blk.0.attn_kv_a_mqa.weight"
+    mutate.replace_values(copy[small], mutate.source_values(GOLDEN, small), IQ2_S)
+    path = copy.write(tmp_path / "points.gguf")
+    [note] = [f for f in verify(path, GOLDEN, build="gcc-fma").findings if f.code == "build-unknown"]
+    assert note.severity == "note" and "gcc-fma writes is not known for IQ2_S:" in note.message
+    assert not [f for f in verify(path, GOLDEN, build="strict").findings if f.code == "build-unknown"]
 
 
 def test_a_strict_file_excludes_the_others():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl import quants
-from refimpl.arith.builds import SITED
+from refimpl.arith.builds import SITED, list_builds
 from refimpl.files import names
 from refimpl.quants.formats import Format
 from refimpl.verifier.findings import Finding
@@ -155,6 +155,18 @@ def describe(job: Job, evidence: Evidence, tasks: list[Task]) -> list[Finding]:
     if evidence.against[job.build]:
         words += f"; {evidence.against[job.build]:,} are not {job.build}'s either"
     return [Finding("build", "note", f"build {job.build}: {words}")]
+
+
+def name_unknown(job: Job, tasks: list[Task]) -> list[Finding]:
+    """Say which formats were compared with what strict writes, because the build's choices are not known for them."""
+    names = dict.fromkeys(task.tensor.format.name for task in tasks)
+    unknown = [name.upper() for name in names if job.build not in list_builds(name)]
+    if not unknown:
+        return []
+    message = (
+        f"what {job.build} writes is not known for {', '.join(unknown)}: compared with what strict writes"
+    )
+    return [Finding("build-unknown", "note", message)]
 
 
 def name_build(job: Job, tasks: list[Task], tallies: Tallies) -> tuple[str, list[Finding]]:

@@ -100,6 +100,7 @@ def _run(
     routers = settle.disagreeing_routers(job, results)
     written, mixture = builds.name_build(job, tasks, tallies)
     about_build = builds.describe(job, evidence, tasks) + mixture if auto else []
+    about_build += builds.name_unknown(job, tasks)
     order = [results[name] for name in f.tensors if name in results]
     return Report(
         file=f.path,
