@@ -120,7 +120,7 @@ Q3_K = Format(
     "q3_k",
     256,
     _block(("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")),
-    tuned=(),
+    tuned=CODEC,
     steps=7,
 )
 Q4_K = Format(

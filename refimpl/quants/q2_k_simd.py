@@ -111,8 +111,8 @@ def encode_weighted(
         gather(imatrix, rows_per_expert, per_row, block, TOGETHER, 256, wanted)
         lay_out(x, block * 256, s.values)
         lay_out(wanted, 0, s.importance)
-        measure_spread(x, block * 256, sigma2, build)
-        weigh_by_imatrix(s, 16, sigma2, build)
+        measure_spread(x, block * 256, np.float32(1), sigma2, build)
+        weigh_by_imatrix(s.values, s.importance, 16, sigma2, build)
         search(s, 16, TOP, np.float32(-0.9), np.float32(0.05), 37, False, build)
         fit_scales(s, block, out, build)
         for k in range(TOGETHER):
@@ -120,8 +120,8 @@ def encode_weighted(
 
 
 @inlined
-def measure_spread(x: Floats, at: int, sigma2: Scratch, build: Build) -> None:
-    """Σx²/256 of 4 blocks, added in order side by side, for each sub-block's lane."""
+def measure_spread(x: Floats, at: int, factor: np.float32, sigma2: Scratch, build: Build) -> None:
+    """factor*Σx²/256 of 4 blocks, added in order side by side, for each sub-block's lane."""
     a, b, c, d = ZERO, ZERO, ZERO, ZERO
     for i in range(at, at + 256):
         va, vb, vc, vd = get(x, i), get(x, i + 256), get(x, i + 512), get(x, i + 768)
@@ -129,10 +129,10 @@ def measure_spread(x: Floats, at: int, sigma2: Scratch, build: Build) -> None:
         b = add_product(build.ROW_SUMX2, b, vb, vb)
         c = add_product(build.ROW_SUMX2, c, vc, vc)
         d = add_product(build.ROW_SUMX2, d, vd, vd)
-    store(sigma2, 0, fill(a / np.float32(256), 16))
-    store(sigma2, 16, fill(b / np.float32(256), 16))
-    store(sigma2, 32, fill(c / np.float32(256), 16))
-    store(sigma2, 48, fill(d / np.float32(256), 16))
+    store(sigma2, 0, fill(factor * a / np.float32(256), 16))
+    store(sigma2, 16, fill(factor * b / np.float32(256), 16))
+    store(sigma2, 32, fill(factor * c / np.float32(256), 16))
+    store(sigma2, 48, fill(factor * d / np.float32(256), 16))
 
 
 @inlined

@@ -96,7 +96,7 @@ def encode_weighted(
         lay_out(x, block * 256, s.values)
         lay_out(wanted, 0, s.importance)
         measure_spread(x, block * 256, sigma2, build)
-        weigh_by_imatrix(s, 32, sigma2, build)
+        weigh_by_imatrix(s.values, s.importance, 32, sigma2, build)
         search(s, 32, TOP, np.float32(-0.9), np.float32(0.05), 37, False, build)
         fit_scales(s, c, build)
         store(c.scales, 0, minimum(load(c.scales, 0, BOTH), np.uint8(63)))

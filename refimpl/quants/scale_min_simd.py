@@ -91,16 +91,16 @@ def weigh_plain(s: Search, build: Build) -> None:
 
 
 @inlined
-def weigh_by_imatrix(s: Search, size: int, sigma2: Scratch, build: Build) -> None:
-    """w = imatrix * sqrt(sigma2 + x²), where the tile of w holds the imatrix before.
+def weigh_by_imatrix(values: Scratch, importance: Scratch, size: int, sigma2: Scratch, build: Build) -> None:
+    """w = imatrix * sqrt(sigma2 + x²), where the tile of w, `importance`, holds the imatrix before.
 
     sigma2 : float32 [group, lane]
     """
     for group in range(GROUPS):
         sigma = load(sigma2, group * LANES, LANES)
         for i in range(group * size * LANES, (group + 1) * size * LANES, LANES):
-            v = load(s.values, i, LANES)
-            store(s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, sigma, v, v)))
+            v = load(values, i, LANES)
+            store(importance, i, load(importance, i, LANES) * sqrt(add_product(build.ROW_W, sigma, v, v)))
 
 
 @inlined
