@@ -28,7 +28,7 @@ from refimpl.verifier.run import verify
 from refimpl.writers import keys
 from refimpl.writers.convert import convert
 from refimpl.writers.quantize import Encoder, cut, quantize
-from tools import synthetic, variants
+from tools import check_mixes, synthetic, variants
 
 GOLDEN = tiny_model()
 IMATRIX = str(GOLDEN / "imatrix.gguf")
@@ -211,6 +211,16 @@ def test_memory_is_bounded_by_pieces_and_not_by_tensors(tmp_path):
     code = PEAK.format(golden=str(GOLDEN), source=str(source), target=str(tmp_path / "out.gguf"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 70_000_000, done.stdout
+
+
+def test_the_file_is_llama_quantizes_but_for_the_documented_key_and_one_wrong_bit_is_seen(here, tmp_path):
+    quantize("bf16.gguf", tmp_path / "out.gguf")
+    assert check_mixes.compare(tmp_path / "out.gguf", GOLDEN / "stock.gguf") == "same"
+    assert check_mixes.control(tmp_path).startswith("bytes of blk.")
+    assert check_mixes.compare(GOLDEN / "protected.gguf", GOLDEN / "stock.gguf").startswith("table: ")
+    convert(GOLDEN, tmp_path / "other.gguf", name="other")
+    quantize(tmp_path / "other.gguf", tmp_path / "third.gguf")
+    assert check_mixes.compare(tmp_path / "third.gguf", GOLDEN / "stock.gguf") == "keys"
 
 
 def test_provenance_keeps_what_came_before(tmp_path):

@@ -137,10 +137,18 @@ def test_eight_experts_have_rules_of_their_own():
         ("q8_0", 48, "f16"),
         ("bf16", 7, "bf16"),
         ("iq3_xxs", 32, "iq4_nl"),
+        ("q2_0", 192, "q2_0"),
+        ("q2_0", 96, "q4_0"),
     ],
 )
 def test_types_that_do_not_divide_the_row_fall_back(type, n, want):
     assert fall_back(type, n) == want
+
+
+@pytest.mark.parametrize("type", ["q1_0", "nvfp4"])
+def test_types_without_a_fallback_are_refused_as_llama_quantize_does(type):
+    with pytest.raises(Usage, match=f"rows of 96 weights are no whole blocks of {type}"):
+        fall_back(type, 96)
 
 
 @pytest.mark.parametrize(

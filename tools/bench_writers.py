@@ -51,11 +51,11 @@ def list_writer_rows(place: Path) -> Iterator[Callable[[], Row]]:
     yield lambda: _cores_row(place, "q4_k_m-protected")
 
 
-def _source(place: Path) -> Path:
+def make_source(place: Path) -> Path:
     return synthetic.make(place / "writers", **SIZES)
 
 
-def _describe(recipe: str, plan: Plan) -> str:
+def describe(recipe: str, plan: Plan) -> str:
     """The recipe and what it makes of the weights."""
     shares: Counter[str] = Counter()
     for t in plan.tensors:
@@ -71,7 +71,7 @@ def _remove(*paths: Path) -> None:
 
 def _mix_row(place: Path, recipe: str) -> Row:
     """The whole command on one core, against the native encoders alone, called row by row from compiled code."""
-    source, out = _source(place), place / "bench-out.gguf"
+    source, out = make_source(place), place / "bench-out.gguf"
     plan = quantize(source, None, recipe).plan
     encoders = {
         fmt: _row_by_row(native_encoder(ggml.LIBRARY, fmt))
@@ -102,7 +102,7 @@ def _mix_row(place: Path, recipe: str) -> Row:
                     raise Differ(f"quantize {recipe}: {t.name} differs")
 
     weights = sum(x.size for _, x, _ in tensors)
-    name = f"{_describe(recipe, plan)}, the whole command, one core"
+    name = f"{describe(recipe, plan)}, the whole command, one core"
     return Row(name, "native, encoding alone", 8, weights, check, run, peer, lambda: _remove(out))
 
 
@@ -119,7 +119,7 @@ def _row_by_row(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def _cores_row(place: Path, recipe: str) -> Row:
     """The whole command on two cores against itself on one."""
-    source = _source(place)
+    source = make_source(place)
     files = [place / "bench-out.gguf", place / "bench-one.gguf"]
 
     def run() -> None:
@@ -140,7 +140,7 @@ def _cores_row(place: Path, recipe: str) -> Row:
 
 def time_writers(place: Path, runs: int) -> Iterator[str]:
     """Lines of the table: quantize and convert end to end, from page cache to page cache, one thread."""
-    source, out = _source(place), place / "bench-out.gguf"
+    source, out = make_source(place), place / "bench-out.gguf"
     for recipe in ("q4_k_m", "q4_k_m-protected"):
         wall, cpu = _time(lambda r=recipe: quantize(source, out, r, jobs=1), out, runs)  # type: ignore[misc]
         weights = quantize(source, None, recipe).plan.weights

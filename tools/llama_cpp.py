@@ -47,8 +47,8 @@ class LlamaCpp:
         return _run([sys.executable, str(script), str(self.tree), *arguments], cwd, dict(os.environ))
 
 
-def prepare(folder: Path) -> LlamaCpp:
-    """Fetch and build what the folder lacks; an earlier build is taken as it is."""
+def prepare(folder: Path, tools: Sequence[str] = TOOLS) -> LlamaCpp:
+    """Fetch and build those of `tools` that the folder lacks; an earlier build is taken as it is."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     tree = folder / SDIST.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
@@ -62,14 +62,14 @@ def prepare(folder: Path) -> LlamaCpp:
         with tarfile.open(folder / SDIST) as packed:
             packed.extractall(folder, filter="data")
     build = folder / "b"
-    if not all((build / "bin" / tool).exists() for tool in TOOLS):
+    if not all((build / "bin" / tool).exists() for tool in tools):
         off = [f"-D{name}=OFF" for name in OFF]
         _run(
             ["cmake", "-S", str(tree), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release", *off],
             folder,
             dict(os.environ),
         )
-        _run(["cmake", "--build", str(build), "-j", "2", "--target", *TOOLS], folder, dict(os.environ))
+        _run(["cmake", "--build", str(build), "-j", "2", "--target", *tools], folder, dict(os.environ))
     return LlamaCpp(tree, build / "bin")
 
 

@@ -37,7 +37,11 @@ def make(place: Path, layers: int = 2, dense: int = 1, **sizes: int) -> Path:
     config |= {"architectures": ["GlmMoeDsaForCausalLM"]}
     for file in TOKENIZER:
         shutil.copyfile(tiny_model() / file, place / file)
-    _write_shards(place, tensors_of(names.Hparams.from_config(config)))
+    tensors = tensors_of(names.Hparams.from_config(config))
+    need, free = sum(_bytes(*t) for t in tensors.values()), shutil.disk_usage(place).free
+    if need > free:
+        raise OSError(f"the checkpoint needs {need:,} bytes, the disk has {free:,} left")
+    _write_shards(place, tensors)
     (place / "config.json").write_text(json.dumps(config, indent=1))  # last: it says that all is there
     return place
 

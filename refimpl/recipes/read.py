@@ -42,7 +42,7 @@ NAMES = (
     "q4_k_m", "q4_k_m-protected", "q4_k_m-protected-literal",
     "q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k_s", "q5_0", "q5_1", "q5_k_s", "q5_k_m",
     "q6_k", "q8_0", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m",
-    "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4_moe",
+    "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4_moe", "q2_0",
 )  # fmt: skip
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 MOST_BYTES = 1 << 20

@@ -21,13 +21,15 @@ from math import prod
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from refimpl.errors import Usage
 from refimpl.quants.formats import Format, formats, known
 
 KEPT = "f32"  # what convert writes for everything that llama-quantize then leaves alone
 KEEP = (r"_norm\.weight", r"ffn_gate_inp\.weight")
 FALLBACK = MappingProxyType(
-    {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "tq1_0": "q4_0"}
-    | {"tq2_0": "q4_0", "iq1_s": "iq4_nl", "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl"}
+    {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+    | dict.fromkeys(("q2_k", "q3_k", "q2_0", "tq1_0", "tq2_0"), "q4_0")
+    | {"iq1_s": "iq4_nl", "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl"}
     | {"iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl", "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl"}
 )
 
@@ -226,9 +228,15 @@ def _axes(shape: Sequence[int]) -> int:
 
 
 def fall_back(type: str, n: int) -> str:
-    """The type, or what llama-quantize takes instead where rows of n weights are no whole blocks of it."""
-    if n % format_of(type).weights == 0:
+    """The type, or what llama-quantize takes instead where rows of n weights are no whole blocks of it.
+
+    Raises Usage where it refuses: a type of more than 32 weights a block that has no fallback.
+    """
+    weights = format_of(type).weights
+    if n % weights == 0:
         return type
+    if weights > 32 and type not in FALLBACK:
+        raise Usage(f"rows of {n} weights are no whole blocks of {type}, which has no fallback")
     other = FALLBACK.get(type, type)
     return other if n % format_of(other).weights == 0 else "f16"
 
