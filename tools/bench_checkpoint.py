@@ -96,10 +96,11 @@ def compare_with_native(llama: llama_cpp.LlamaCpp, place: Path, recipe: str) -> 
     found = check_mixes.compare(place / "ours.gguf", place / "theirs.gguf")
     if found != "same":
         raise RuntimeError(f"ours and llama-quantize's file differ: {found}")
-    what = f"{bench_writers.describe(recipe, quantize(source, None, recipe).plan)}, one thread"
+    mix = bench_writers.describe(recipe, quantize(source, None, recipe).plan).removeprefix("quantize ")
+    what = f"{mix}, {weights / 1e9:.2f} billion weights, one thread"
     lines = [
         theirs.row(f"llama-quantize, {what}", weights, ""),
-        mine.row(f"refimpl, {what}", weights, f"same bytes, **{theirs.cpu / mine.cpu:.1f}×**"),
+        mine.row(f"refimpl, {what}", weights, "same bytes; the start of the process weighs here"),
     ]
     return lines, weights / theirs.cpu
 

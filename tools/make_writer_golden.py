@@ -127,7 +127,7 @@ def main() -> None:
     options.add_argument("--llama", type=Path, default=Path("build/llama"), help="llama.cpp's folder")
     options.add_argument("--golden", type=Path, default=Path("golden"), help="where the result goes")
     given = options.parse_args()
-    llama, golden = llama_cpp.prepare(given.llama), given.golden
+    llama, golden = llama_cpp.prepare(given.llama, ["llama-quantize"]), given.golden
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
         variants.plain(golden, work / "plain")
