@@ -1,4 +1,4 @@
-"""The codecs against what ggml wrote and read, kept in golden/vectors/: every text, without the native library."""
+"""The codecs against the vectors of golden/conformance/, which ggml has confirmed: every text, without its library."""
 
 import hashlib
 import importlib
@@ -21,33 +21,53 @@ FORMATS = [name for name, fmt in formats.items() if name != "f32" and fmt not in
 CODED = [name for name in FORMATS if formats[name].weights > 1]
 RULED = [name for name in CODED if formats[name].ruled]
 Array = np.ndarray[Any, Any]
+Case = dict[str, str]
 
 
 @cache
-def load(name: str) -> dict[str, Array]:
-    with np.load(GOLDEN / "vectors" / f"{name}.npz") as file:
-        return dict(file)
+def read_index() -> list[Case]:
+    """The lines of index.tsv."""
+    head, *lines = (GOLDEN / "conformance" / "index.tsv").read_text().splitlines()
+    return [dict(zip(head.removeprefix("#").split("\t"), line.split("\t"), strict=True)) for line in lines]
 
 
+def load(case: Case, role: str, dtype: Any) -> Array:
+    """An input of a case (x, y) or what it must give (want)."""
+    file, offset, size = (case[f"{role}_{what}"] for what in ("file", "offset", "bytes"))
+    data = np.fromfile(GOLDEN / "conformance" / file, np.uint8, int(size), offset=int(offset))
+    return data.view(dtype).reshape(int(case["rows"]), -1) if role != "y" else data.view(dtype)
+
+
+def select(op: str, fmt: str, *texts: str) -> list[Case]:
+    return [c for c in read_index() if (c["op"], c["format"]) == (op, fmt) and c["text"] in texts]
+
+
+@cache
 def find_cases(fmt: str) -> list[tuple[str, Array, Array | None, Array]]:
-    """Imatrix, weights of all kinds [rows, n], imatrix [n] or None, and the bytes that ggml wrote for them."""
-    inputs, encoded = load("inputs"), load(fmt)["encoded"]
-    x = inputs["x"].reshape(-1, inputs["x"].shape[-1])
-    names = inputs["importances"][: encoded.shape[1]]
+    """Weights of all kinds [rows, n], imatrix [n] or None, and the bytes that ggml writes for them."""
     return [
         (
-            f"{fmt}, imatrix {name}, rows in the order of {inputs['kinds'].tolist()}",
-            x,
-            inputs["imatrix"][i] if i else None,
-            encoded[:, i].reshape(len(x), -1),
+            case["id"],
+            load(case, "x", np.float32),
+            load(case, "y", np.float32) if case["y_file"] != "-" else None,
+            load(case, "want", np.uint8),
         )
-        for i, name in enumerate(names)
+        for case in select("encode", fmt, "strict")
+    ]
+
+
+def find_blocks(fmt: str) -> list[tuple[str, Array, Array]]:
+    """Rows of blocks and the weights that they stand for."""
+    return [
+        (c["id"], load(c, "x", np.uint8), load(c, "want", np.float32)) for c in select("decode", fmt, "any")
     ]
 
 
 def test_the_files_are_the_ones_of_the_manifest() -> None:
-    entries = list(manifest.files(manifest.read(GOLDEN)["vectors"]))
-    assert sorted(e["file"] for e in entries) == sorted(f"vectors/{n}.npz" for n in ["inputs", *FORMATS])
+    entries = list(manifest.files(manifest.read(GOLDEN)["conformance"]))
+    on_disk = sorted(f"conformance/{path.name}" for path in (GOLDEN / "conformance").iterdir())
+    assert sorted(e["file"] for e in entries) == on_disk
+    assert {f"conformance/{name}.safetensors" for name in formats if name != "f32"} <= set(on_disk)
     for entry in entries:
         data = (GOLDEN / entry["file"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"]), entry[
@@ -56,12 +76,13 @@ def test_the_files_are_the_ones_of_the_manifest() -> None:
 
 
 def test_the_vectors_cover_every_kind_and_differ_by_imatrix() -> None:
-    inputs = load("inputs")
-    assert inputs["importances"][0] == "none" and len(inputs["kinds"]) >= 20
-    for fmt in (name for name in FORMATS if formats[name].weighed):
-        encoded = load(fmt)["encoded"]
-        assert encoded.shape[:2] == (len(inputs["kinds"]), len(inputs["importances"]))
-        assert (encoded[0, 0] != encoded[0, 1]).any()
+    for fmt in FORMATS:
+        cases = find_cases(fmt)
+        assert max(len(x) for _, x, _, _ in cases) >= 24, fmt
+        weighed = [(x.shape, want.tobytes()) for _, x, imatrix, want in cases if imatrix is not None]
+        assert len(weighed) == (9 if formats[fmt].weighed and fmt in CODED else 0), fmt
+        assert not weighed or len({want for _, want in weighed}) >= 6, fmt
+        assert len(find_blocks(fmt)) == 4, fmt
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
@@ -74,7 +95,8 @@ def test_encoding_gives_the_bytes_of_ggml(fmt: str, reference: bool) -> None:
 @pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_decoding_gives_the_weights_of_ggml(fmt: str, reference: bool) -> None:
-    assert_same_bits(quants.dequantize(load(fmt)["raw"], fmt, reference=reference), load(fmt)["decoded"], fmt)
+    for what, raw, want in find_blocks(fmt):
+        assert_same_bits(quants.dequantize(raw, fmt, reference=reference), want, what)
 
 
 @pytest.mark.portable
@@ -85,15 +107,16 @@ def test_the_portable_kernels_give_the_same(fmt: str) -> None:
     build = [find_build("strict", fmt)] if fmt in SITED else []
     with np.errstate(all="ignore"):
         for i, (what, rows, imatrix, wanted) in enumerate(find_cases(fmt)):
-            some = slice(i, None, 8) if numba.config.DISABLE_JIT else slice(None)
+            some = slice(i % 8 if len(rows) > 8 else 0, None, 8) if numba.config.DISABLE_JIT else slice(None)
             x, want = rows[some], wanted[some]
             out = np.full(want.shape, 0xAA, np.uint8)
             weights = np.empty((0, x.shape[1]), np.float32) if imatrix is None else imatrix[None]
             kernel.quantize(x, weights, len(x), out, *build)
             assert_same_bits(out, want, what)
-        y = np.full(load(fmt)["decoded"].shape, np.nan, np.float32)
-        kernel.dequantize(load(fmt)["raw"], y)
-    assert_same_bits(y, load(fmt)["decoded"], fmt)
+        for what, raw, decoded in find_blocks(fmt):
+            y = np.full(decoded.shape, np.nan, np.float32)
+            kernel.dequantize(raw, y)
+            assert_same_bits(y, decoded, what)
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
@@ -109,8 +132,9 @@ def test_some_steps_are_not_finite_and_some_are_zero() -> None:
     for fmt in CODED:
         if find_codec(fmt).block.fields.get("d", (None,))[0] != np.dtype("<f2"):
             continue
-        encoded = load(fmt)["encoded"]
-        blocks = encoded.reshape(-1, encoded.shape[-1]).view(find_codec(fmt).block)
-        assert np.isinf(blocks["d"]).any() and (blocks["d"] == 0).any(), fmt
-    blocks = load("q5_0")["encoded"].reshape(-1, 22).view(find_codec("q5_0").block)
-    assert np.isnan(blocks["d"]).any()
+        d = np.concatenate(
+            [want.view(find_codec(fmt).block)["d"].reshape(-1) for *_, want in find_cases(fmt)]
+        )
+        assert np.isinf(d).any() and (d == 0).any(), fmt
+        if fmt == "q5_0":
+            assert np.isnan(d).any()

@@ -120,6 +120,12 @@ def _kinds(rng: Generator, n: int) -> Iterator[tuple[str, NDArray[np.float64]]]:
         "scales far apart",
         (spread + (rng.random(groups) < 0.3) * 10.0 ** rng.uniform(-6, 3, groups)).reshape(shape),
     )
+    yield "few that are not zero", even * (rng.random(shape) < 0.02)
+    any_size = rng.standard_normal((groups[0], 16)) * 10.0 ** rng.uniform(-45, 37.5, groups)
+    yield "groups of every magnitude", any_size.reshape(shape)
+    bits = rng.integers(0, 2**32, shape, dtype=np.uint32)
+    bits = np.where(bits & 0x7F800000 == 0x7F800000, bits & 0xFF7FFFFF, bits)  # but NaN and infinity
+    yield "any bits", bits.view(np.float32).astype(np.float64)
 
 
 def list_importances(fmt: Format, n: int) -> Iterator[tuple[str, Floats]]:
@@ -132,6 +138,8 @@ def list_importances(fmt: Format, n: int) -> Iterator[tuple[str, Floats]]:
     yield "imatrix with groups of zeros", np.repeat(rng.random(n // 16) < 0.5, 16).astype(np.float32)
     yield "imatrix of all zeros", np.zeros(n, np.float32)
     yield "imatrix of all sizes", (10.0 ** rng.uniform(-20, 10, n)).astype(np.float32)
+    yield "imatrix with heavy tails", (rng.standard_t(1, n) ** 2).astype(np.float32)
+    yield "subnormal imatrix", (rng.random(n) * 1e-40).astype(np.float32)
 
 
 def _ties(rng: Generator, shape: tuple[int, int]) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from refimpl.arith.builds import list_builds
 from refimpl.crosscheck import native_codecs
 from refimpl.crosscheck.native import list_trials
 from refimpl.crosscheck.native_dots import encode_tokens
+from refimpl.crosscheck.native_inputs import list_importances, list_weights
 from refimpl.crosscheck.native_symbols import Symbol, list_symbols, spell
 from refimpl.crosscheck.native_trial import Array, Trial
 from refimpl.errors import Usage
@@ -33,7 +34,12 @@ from refimpl.errors import Usage
 EDITION = 1  # of the layout of these files and of the list of cases
 SHARED = "weights"  # the file of the float32 inputs
 MOST = 256  # blocks of the largest case
-THIN_BLOCKS, THIN_ROWS = 8, 5  # what the compact edition keeps of a case
+THIN_BLOCKS, THIN_ROWS, RANDOM_BLOCKS, THIN_WEIGHTS = (
+    8,
+    5,
+    24,
+    128,
+)  # what the compact edition keeps of a case
 TABLE = ("id", "op", "format", "type", "text", "function", "equality", "rows", "n")
 PLACES = ("x", "y", "want")
 NOWHERE: dict[str, Any] = {"file": "-", "offset": 0, "bytes": 0}
@@ -112,14 +118,16 @@ def list_cases(
         done.add(key)
         tell(symbol.format.name, names.index(symbol.format.name), len(names))
         for trial in _select(symbol, compact):
-            yield from _make_cases(symbol, op, trial)
+            yield from _make_cases(symbol, op, trial, compact)
 
 
 def _select(symbol: Symbol, compact: bool) -> Iterator[Trial]:
     """The trials of a function that pin down its result; alignment and bulk do not."""
-    trials = list(list_trials(symbol, MOST))
-    if compact:
-        trials = [_thin(symbol, trial) for trial in trials[:-1]]
+    if compact and symbol.kind == "encode":
+        trials = list(_weigh_every_kind(symbol))
+    else:
+        trials = list(list_trials(symbol, MOST))
+        trials = [_thin(symbol, trial) for trial in trials[:-1]] if compact else trials
     wanted = [t for t in trials if not t.shifted and (symbol.format.weighed or "imatrix" not in t.inputs)]
     if symbol.format.name == "q8_k":  # of zeros, C leaves the bsums unwritten
         wanted = [t for t in wanted if t.inputs["x"].any(1).all()]
@@ -129,13 +137,29 @@ def _select(symbol: Symbol, compact: bool) -> Iterator[Trial]:
         yield from wanted
 
 
+def _weigh_every_kind(symbol: Symbol) -> Iterator[Trial]:
+    """A few weights of every kind, plain and with every kind of imatrix."""
+    fmt = symbol.format
+    for case, x, shifted in list(list_weights(fmt, MOST))[:-1]:
+        n = max(2 * fmt.weights, THIN_WEIGHTS)
+        some = x.reshape(-1)[:n].reshape(-1, fmt.weights)
+        importances = list(list_importances(fmt, some.size)) if fmt.weighed else []
+        for name, row in ("", None), *importances[: 1 if case == "one block" else None]:
+            inputs = {"x": some} if row is None else {"x": some, "imatrix": row.reshape(-1, fmt.weights)}
+            trial = Trial(f"{case}, {name}" if name else case, inputs, 1, shifted)
+            if native_codecs.is_defined(fmt, trial):
+                yield trial
+
+
 def _thin(symbol: Symbol, trial: Trial) -> Trial:
     """A few blocks of a trial; of a dot product a few rows."""
     fmt, rows, shifted = symbol.format, trial.rows, trial.shifted
     if symbol.kind in ("encode", "row", "activation"):
-        keep = slice(max(2, 64 // fmt.weights))
+        keep = slice(max(2, THIN_WEIGHTS // fmt.weights))
         return Trial(trial.case, {name: a[keep] for name, a in trial.inputs.items()}, 1, shifted)
     units, most = (rows, THIN_ROWS) if symbol.kind == "dot" else (trial.blocks, THIN_BLOCKS)
+    if trial.case == "random bytes":
+        most = RANDOM_BLOCKS
     chosen = np.unique(np.linspace(0, units - 1, most).astype(int))
     blocks = trial.inputs["blocks"].reshape(units, -1, fmt.block.itemsize)[chosen]
     inputs = {**trial.inputs, "blocks": blocks.reshape(-1, fmt.block.itemsize)}
@@ -158,8 +182,8 @@ def _stack(trials: list[Trial]) -> Iterator[Trial]:
         yield Trial(case, {**group[0].inputs, "x": x}, len(group))
 
 
-def _make_cases(symbol: Symbol, op: str, trial: Trial) -> Iterator[Case]:
-    """One case a build, encoder or order."""
+def _make_cases(symbol: Symbol, op: str, trial: Trial, compact: bool) -> Iterator[Case]:
+    """One case a build, encoder or order; of the compact edition other builds are tried with one imatrix."""
     fmt, rows = symbol.format, trial.rows
     n = trial.blocks // rows * fmt.weights
     own = spell(fmt.name)
@@ -178,7 +202,8 @@ def _make_cases(symbol: Symbol, op: str, trial: Trial) -> Iterator[Case]:
         x = trial.inputs["x"].reshape(rows, n)
         imatrix = trial.inputs.get("imatrix")
         weights = {} if imatrix is None else {"y": imatrix.reshape(-1)}
-        for build in list_builds(fmt.name):
+        few = compact and imatrix is not None and "uniform" not in trial.case
+        for build in list_builds(fmt.name)[: 1 if few else None]:
             coded = native_codecs.write(fmt, x, imatrix, build)
             yield case(build, symbol.name, coded, x=x, **weights)
     elif op == "activation":

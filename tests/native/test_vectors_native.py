@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from refimpl.quants.formats import CODEBOOKS
 from tests.native.test_library import build
 from tools import ggml
 from tools.make_conformance import run_vectors
@@ -15,13 +16,27 @@ TOOLS, GOLDEN = ROOT / "tools", ROOT / "golden" / "conformance"
 
 
 @pytest.fixture(scope="module")
-def vectors() -> Path:
-    return GOLDEN
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden edition without the encoders of codebook types.
+
+    ggml takes 10 s to build their tables; tools.make_conformance ran them, and test_grids_native does on more.
+    """
+    folder = tmp_path_factory.mktemp("vectors")
+    for path in GOLDEN.iterdir():
+        (folder / path.name).symlink_to(path)
+    lines = (GOLDEN / "index.tsv").read_text().splitlines(keepends=True)
+    (folder / "index.tsv").unlink()
+    slow = tuple(f"encode/{fmt.name}/" for fmt in CODEBOOKS)
+    (folder / "index.tsv").write_text("".join(line for line in lines if not line.startswith(slow)))
+    return folder
 
 
 def count_cases(folder: Path, *texts: str) -> int:
+    """Of these texts, where the wheel exports the function: it has no generic product of Q2_0."""
     lines = [line.split("\t") for line in (folder / "index.tsv").read_text().splitlines()[1:]]
-    return sum(line[4] in ("any", *texts) for line in lines)
+    absent = {line[5] for line in lines if not hasattr(ggml.LIBRARY, line[5])}
+    assert absent <= {"ggml_vec_dot_q2_0_q8_0_generic", "-"}
+    return sum(line[4] in ("any", *texts) and line[5] not in absent for line in lines)
 
 
 def test_ggml_passes_every_case_that_it_has_a_function_for(vectors: Path, tmp_path: Path) -> None:
@@ -42,7 +57,7 @@ def test_a_text_that_the_library_does_not_have_is_seen(vectors: Path, tmp_path: 
     [
         ("NONE", 0, " passed, 0 failed, "),
         ("NIBBLES", 1, "differs: decode/q4_k/one-block/any"),
-        ("ROUNDING", 1, "differs: encode/q8_0/21-kinds/strict"),
+        ("ROUNDING", 1, "differs: encode/q8_0/24-kinds/strict"),
     ],
 )
 def test_the_c_runner_sees_a_classic_mistake(
