@@ -1,6 +1,6 @@
 """Q4_1 on explicit vectors: the bytes of q4_1_jit. What Q5_1 shares with it takes the largest code as `top`.
 
-Without an imatrix one block of 32 is one vector. With one, 64 blocks go through the search of
+Without an imatrix four blocks of 32 are bounded together. With one, 64 blocks go through the search of
 scale_min_simd.py together; rows with blocks that vectors do not reproduce (codes of the search far outside
 their range, where ggml's nearest_int wraps) are redone by the portable kernel: degenerate data only.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.builds import Build
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum, minimum
+from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum
 from refimpl.arith.simd_fused import add_product, nearest_product
 from refimpl.arith.simd_lanes import (
     convert,
@@ -25,9 +25,10 @@ from refimpl.arith.simd_lanes import (
     low_half,
     lowest_lane,
     mask_bits,
+    permutation,
     reinterpret,
 )
-from refimpl.arith.simd_memory import fence, get, load, prefetch, stack, store
+from refimpl.arith.simd_memory import fence, get, load, poke, prefetch, stack, store
 from refimpl.quants import fallback_simd, q4_1_jit
 from refimpl.quants.formats import Q4_1
 from refimpl.quants.q5_0_simd import INFINITY, mean_squares, weigh
@@ -40,6 +41,11 @@ Flags = NDArray[np.bool_]
 
 BYTES, QS = Q4_1.block.itemsize, Q4_1.offset("qs")
 HALF, TOP = np.float32(0.5), np.float32(15)
+FOURTHS = permutation([0, 4, 8, 12])
+EIGHTS, OTHER_EIGHTS = (permutation([16 * v + k + by for v in range(2) for k in range(8)]) for by in (0, 8))
+FOURS, OTHER_FOURS = (permutation([8 * v + k + by for v in range(4) for k in range(4)]) for by in (0, 4))
+SWAP_2, SWAP_1 = (permutation([k ^ by for k in range(16)]) for by in (2, 1))
+INTERLEAVE = permutation([0, 4, 1, 5, 2, 6, 3, 7])
 
 
 def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build: Build) -> None:
@@ -83,16 +89,76 @@ def encode_rows(
 @jit
 def encode_plain(x: Floats, out: Bytes, build: Build) -> None:
     """code = trunc((x - m)/d + 0.5), from m = min x, d = (max x - m)/15."""
-    for block in range(out.size // BYTES):
-        prefetch(x, block * 32 + 1024)
-        prefetch(x, block * 32 + 1040)
-        d, m, codes = round_plain(x, block * 32, TOP, build)
-        write(out, block, d, m, codes)
+    blocks = out.size // BYTES
+    lows, inverses, heads = stack(np.float32, 4), stack(np.float32, 4), stack(np.uint32, 4)
+    for block in range(0, blocks, 4):
+        end = min(block + 4, blocks)
+        if end - block == 4 and bound_four(x, block * 32, TOP, lows, inverses, heads):
+            for k in range(4):
+                codes = round_codes(x, (block + k) * 32, get(lows, k), get(inverses, k), build)
+                write(out, block + k, get(heads, k), codes)
+        else:
+            for k in range(block, end):
+                head, codes = round_plain(x, k * 32, TOP, build)
+                write(out, k, head, codes)
 
 
 @inlined
-def round_plain(x: Floats, at: int, top: np.float32, build: Build) -> tuple[Lanes, Lanes, Lanes]:
-    """d and m, float32 [1], and codes, int32 [32], of one block without an imatrix."""
+def bound_four(x: Floats, at: int, top: np.float32, lows: Scratch, inverses: Scratch, heads: Scratch) -> bool:
+    """m, 1/d, and d and m in fp16 side by side, of four blocks without an imatrix.
+
+    Returns whether these are what round_plain finds: not for a minimum of zero, whose sign has to be looked for, nor
+    for a d or 1/d that is zero or infinite.
+    """
+    for i in range(at + 512, at + 640, 16):
+        prefetch(x, i)
+    a, b, c, d = load(x, at, 32), load(x, at + 32, 32), load(x, at + 64, 32), load(x, at + 96, 32)
+    high = FOURTHS(fold_four(a, b, c, d, True))
+    low = FOURTHS(fold_four(a, b, c, d, False))
+    step = (high - low) / top
+    inverse = np.float32(1) / step
+    store(lows, 0, low)
+    store(inverses, 0, inverse)
+    store(heads, 0, pair_halves(step, low))
+    usable = (inverse < INFINITY) & (step < INFINITY) & (low != ZERO)
+    return bool(mask_bits(usable) == np.uint64(15))
+
+
+@inlined
+def extreme(x: Lanes, y: Lanes, largest: bool) -> Lanes:
+    """Per lane the larger or the smaller."""
+    return maximum(x, y) if largest else minimum(x, y)
+
+
+@inlined
+def fold_four(a: Lanes, b: Lanes, c: Lanes, d: Lanes, largest: bool) -> Lanes:
+    """The largest or smallest of 32 lanes of each, [16]: four times that of a, of b, of c, of d."""
+    a, b = extreme(low_half(a), high_half(a), largest), extreme(low_half(b), high_half(b), largest)
+    c, d = extreme(low_half(c), high_half(c), largest), extreme(low_half(d), high_half(d), largest)
+    ab, cd = join(a, b), join(c, d)
+    ab, cd = extreme(EIGHTS(ab), OTHER_EIGHTS(ab), largest), extreme(EIGHTS(cd), OTHER_EIGHTS(cd), largest)
+    v = join(ab, cd)
+    v = extreme(FOURS(v), OTHER_FOURS(v), largest)
+    v = extreme(v, SWAP_2(v), largest)
+    return extreme(v, SWAP_1(v), largest)
+
+
+@inlined
+def pair_halves(d: Lanes, m: Lanes) -> Lanes:
+    """d and m, float32 [4] each, as pairs of fp16: uint32 [4]."""
+    return reinterpret(INTERLEAVE(encode_half(join(d, m))), np.uint32)
+
+
+@inlined
+def round_codes(x: Floats, at: int, low: np.float32, inverse: np.float32, build: Build) -> Lanes:
+    """trunc((x - m) * (1/d) + 0.5), int32 [32]."""
+    v = load(x, at, 32) - low
+    return convert(add_product(build.REF_RND, fill(HALF, 32), v, fill(inverse, 32)), np.int32)
+
+
+@inlined
+def round_plain(x: Floats, at: int, top: np.float32, build: Build) -> tuple[np.uint32, Lanes]:
+    """d and m in fp16, side by side, and codes, int32 [32], of one block without an imatrix."""
     v = load(x, at, 32)
     largest, least = first(find_largest(v)), -first(find_largest(ZERO - v))
     high = get(x, at + lowest_lane(mask_bits(v == largest)))  # of -0 and +0 the one that comes first
@@ -102,19 +168,23 @@ def round_plain(x: Floats, at: int, top: np.float32, build: Build) -> tuple[Lane
     # d or 1/d is infinite: C then converts infinity or NaN, on x86 to a lowest byte of 0; d = 0 gives 0 too
     usable = (absolute(inverse) < INFINITY) & (absolute(d) < INFINITY) & (d != ZERO)
     if mask_bits(usable):
-        raised = add_product(build.REF_RND, fill(HALF, 32), v - low, fill(first(inverse), 32))
-        codes = convert(raised, np.int32)
+        codes = round_codes(x, at, low, first(inverse), build)
     else:
         codes = fill(np.int32(0), 32)
-    return d, fill(low, 1), codes
+    return pair(d, fill(low, 1)), codes
 
 
 @inlined
-def write(out: Bytes, block: int, d: Lanes, m: Lanes, codes: Lanes) -> None:
-    """A block's bytes from its scale and minimum, float32 [1], and codes, int32 [32] from 0 to 15."""
-    low = convert(codes, np.uint8)
-    store(out, block * BYTES, reinterpret(encode_half(join(d, m)), np.uint8))
-    store(out, block * BYTES + QS, low_half(low) | (high_half(low) << np.uint8(4)))
+def pair(d: Lanes, m: Lanes) -> np.uint32:
+    """d and m, float32 [1] each, as a pair of fp16."""
+    return first(reinterpret(encode_half(join(d, m)), np.uint32))
+
+
+@inlined
+def write(out: Bytes, block: int, head: np.uint32, codes: Lanes) -> None:
+    """A block's bytes from its scale and minimum as a pair of fp16, and codes, int32 [32] from 0 to 15."""
+    poke(out, block * BYTES, head)
+    store(out, block * BYTES + QS, convert(low_half(codes) | (high_half(codes) << np.int32(4)), np.uint8))
 
 
 @jit
@@ -132,21 +202,21 @@ def encode_weighted(
         weigh(x, imatrix, rows_per_expert, block, squares, wanted, s.values, s.importance, s.error, build)
         search(s, 32, TOP, np.float32(-0.9), np.float32(0.05), 37, False, build)
         for lane in range(BOTH):
-            d, m, codes = round_searched(x, (block + lane) * 32, s, lane, np.int32(15), build)
-            write(out, block + lane, d, m, codes)
+            head, codes = round_searched(x, (block + lane) * 32, s, lane, np.int32(15), build)
+            write(out, block + lane, head, codes)
             redo[block + lane] = is_wild(s, lane)
 
 
 @inlined
 def round_searched(
     x: Floats, at: int, s: Search, lane: int, top: np.int32, build: Build
-) -> tuple[Lanes, Lanes, Lanes]:
-    """Scale and minimum that the search found, float32 [1], and the codes from which it did, int32 [32]."""
+) -> tuple[np.uint32, Lanes]:
+    """Scale and minimum that the search found, a pair of fp16, and the codes from which it did, int32 [32]."""
     if get(s.low, lane) == get(s.high, lane):
-        return fill(ZERO, 1), load(s.low, lane, 1), fill(np.int32(0), 32)
+        return pair(fill(ZERO, 1), load(s.low, lane, 1)), fill(np.int32(0), 32)
     codes = nearest_product(build.QK_NI1, get(s.inverse, lane), load(x, at, 32) - get(s.origin, lane))
     codes = minimum(maximum(codes, np.int32(0)), top)
-    return load(s.scale, lane, 1), load(s.base, lane, 1), codes
+    return pair(load(s.scale, lane, 1), load(s.base, lane, 1)), codes
 
 
 @inlined

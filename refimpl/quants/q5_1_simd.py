@@ -9,7 +9,6 @@ from refimpl.arith.simd import Lanes, fill, inlined, select
 from refimpl.arith.simd_lanes import (
     convert,
     decode_half,
-    encode_half,
     first,
     high_half,
     join,
@@ -17,10 +16,17 @@ from refimpl.arith.simd_lanes import (
     mask_bits,
     reinterpret,
 )
-from refimpl.arith.simd_memory import fence, load, peek, poke, prefetch, stack, store
+from refimpl.arith.simd_memory import fence, get, load, peek, poke, prefetch, stack, store
 from refimpl.quants import q5_1_jit
 from refimpl.quants.formats import Q5_1
-from refimpl.quants.q4_1_simd import encode_rows, is_wild, round_plain, round_searched
+from refimpl.quants.q4_1_simd import (
+    bound_four,
+    encode_rows,
+    is_wild,
+    round_codes,
+    round_plain,
+    round_searched,
+)
 from refimpl.quants.q5_0_simd import BITS, mean_squares, weigh
 from refimpl.quants.scale_min_simd import BOTH, TILES, allocate, search
 from refimpl.quants.search_simd import is_streamed, put_weights
@@ -49,20 +55,27 @@ def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes, build
 @jit
 def encode_plain(x: Floats, out: Bytes, build: Build) -> None:
     """code = trunc((x - m)/d + 0.5), from m = min x, d = (max x - m)/31."""
-    for block in range(out.size // BYTES):
-        prefetch(x, block * 32 + 1024)
-        prefetch(x, block * 32 + 1040)
-        d, m, codes = round_plain(x, block * 32, TOP, build)
-        write(out, block, d, m, codes)
+    blocks = out.size // BYTES
+    lows, inverses, heads = stack(np.float32, 4), stack(np.float32, 4), stack(np.uint32, 4)
+    for block in range(0, blocks, 4):
+        end = min(block + 4, blocks)
+        if end - block == 4 and bound_four(x, block * 32, TOP, lows, inverses, heads):
+            for k in range(4):
+                codes = round_codes(x, (block + k) * 32, get(lows, k), get(inverses, k), build)
+                write(out, block + k, get(heads, k), codes)
+        else:
+            for k in range(block, end):
+                head, codes = round_plain(x, k * 32, TOP, build)
+                write(out, k, head, codes)
 
 
 @inlined
-def write(out: Bytes, block: int, d: Lanes, m: Lanes, codes: Lanes) -> None:
-    """A block's bytes from its scale and minimum, float32 [1], and codes, int32 [32] from 0 to 31."""
-    low = convert(codes & np.int32(15), np.uint8)
-    store(out, block * BYTES, reinterpret(encode_half(join(d, m)), np.uint8))
+def write(out: Bytes, block: int, head: np.uint32, codes: Lanes) -> None:
+    """A block's bytes from its scale and minimum as a pair of fp16, and codes, int32 [32] from 0 to 31."""
+    low = codes & np.int32(15)
+    poke(out, block * BYTES, head)
     poke(out, block * BYTES + QH, np.uint32(mask_bits(codes > np.int32(15))))
-    store(out, block * BYTES + QS, low_half(low) | (high_half(low) << np.uint8(4)))
+    store(out, block * BYTES + QS, convert(low_half(low) | (high_half(low) << np.int32(4)), np.uint8))
 
 
 @jit
@@ -80,8 +93,8 @@ def encode_weighted(
         weigh(x, imatrix, rows_per_expert, block, squares, wanted, s.values, s.importance, s.error, build)
         search(s, 32, TOP, np.float32(-0.9), np.float32(0.05), 37, False, build)
         for lane in range(BOTH):
-            d, m, codes = round_searched(x, (block + lane) * 32, s, lane, np.int32(31), build)
-            write(out, block + lane, d, m, codes)
+            head, codes = round_searched(x, (block + lane) * 32, s, lane, np.int32(31), build)
+            write(out, block + lane, head, codes)
             redo[block + lane] = is_wild(s, lane)
 
 
