@@ -7,7 +7,8 @@ whatever the number of threads, and at most a few units are in flight, so memory
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import TypeVar
 
 U = TypeVar("U")
@@ -48,3 +49,29 @@ def map_units(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+@cache
+def _threads(jobs: int) -> ThreadPoolExecutor:
+    """Threads that wait for the next product: starting them takes as long as a small one."""
+    return ThreadPoolExecutor(jobs, thread_name_prefix="refimpl-share")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has no threads but its own
+
+
+def share(work: Callable[[slice], None], count: int, jobs: int) -> None:
+    """Do the work on so many rows or heads, in `jobs` equal parts side by side."""
+    if jobs == 1 or count == 1:
+        work(slice(0, count))
+        return
+    step = -(-count // jobs)
+    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    waiting = [_threads(jobs).submit(work, part) for part in parts[1:]]
+    try:
+        work(parts[0])
+    finally:
+        wait(waiting)
+    for future in waiting:
+        future.result()

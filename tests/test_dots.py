@@ -8,6 +8,7 @@ from refimpl import dots, quants
 from refimpl.arith.sums import dot_lanes
 from refimpl.dots import encoders
 from refimpl.dots.planes import split
+from refimpl.engine import share
 from refimpl.quants.formats import BF16, Q8_K, activations, find_codec
 from tests.bits import assert_same_bits
 from tests.dot_inputs import draw_tokens, draw_weights
@@ -164,7 +165,7 @@ def test_threads_change_nothing_and_report_what_goes_wrong(jobs):
             raise KeyError(rows.start)
 
     with pytest.raises(KeyError):
-        dots._share(fail, 7, jobs)
+        share(fail, 7, jobs)
 
 
 @pytest.mark.parametrize("fmt", ["q8_0", "q5_0", "q4_k", "q6_k"])

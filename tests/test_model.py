@@ -199,9 +199,29 @@ def test_keys_that_are_not_selected_cost_nothing(model, monkeypatch):
         return original(q, keys, *rest)
 
     monkeypatch.setattr(mla, "mix", count)
+    chosen, together = [], mla.mix_chosen
+    monkeypatch.setattr(
+        mla, "mix_chosen", lambda *given: (chosen.append(given[3].shape), together(*given))[1]
+    )
     cache = Cache(model.conv)
     model.step(IDS, cache)
     assert max(counts) == model.hp.index_topk < len(IDS)
+    assert chosen == [(len(IDS) - model.hp.index_topk, model.hp.index_topk)] * 3
     counts.clear()
     model.step([1], cache)
     assert counts == [model.hp.index_topk] * 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_long_prompt_in_parts_and_each_query_alone_give_the_same_bits(logits, monkeypatch, jobs):
+    model = refimpl.load(TINY, jobs=jobs)
+    monkeypatch.setattr(dsa, "QUERIES", 20)
+    monkeypatch.setattr(dsa, "AT_ONCE", 7 * 32 * 90)
+    monkeypatch.setattr(mla, "CHOSEN", 5 * 2 * 64)
+    together, original = [], mla.mix_chosen
+    monkeypatch.setattr(mla, "mix_chosen", lambda q, *rest: (together.append(len(q)), original(q, *rest))[1])
+    assert np.array_equal(model.logits(IDS), logits)
+    assert together == [5, 5, 5, 5, 5] * 3
+    monkeypatch.setattr(mla, "CHOSEN", 0)  # none together
+    assert np.array_equal(model.logits(IDS), logits)
+    assert len(together) == 15

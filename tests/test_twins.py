@@ -18,7 +18,6 @@ from hypothesis.extra import numpy as hnp
 
 from refimpl.arith import bits
 from refimpl.arith.builds import BUILDS, SITED, find_build
-from refimpl.model import norm
 from refimpl.quants import (
     TooLarge,
     deviation,
@@ -42,6 +41,7 @@ from refimpl.quants import (
 from refimpl.quants.formats import BF16, CODEBOOKS, F16, Q4_1, Q5_1, Format, find_reference, formats
 from tests.bits import assert_same_bits
 from tests.dots_twins import CASES as DOTS
+from tests.model_twins import CASES as MODEL
 from tests.twins import find_twins, load_compiled, load_interpreted
 from tests.weights import IMPORTANCES, KINDS, gaussian, make_importance, make_weights
 
@@ -432,15 +432,6 @@ def check_ternary(twin: ModuleType, draw: "Draw") -> Pairs:
         )
 
 
-def check_norm(twin: ModuleType, draw: "Draw") -> Pairs:
-    for n in (32, 50, 576):
-        x = np.ascontiguousarray(draw.weights(-(-n // 32) * 32)[:, :n])
-        weight = np.ascontiguousarray(x[0, ::-1])
-        out = poison(x.shape, np.float32)
-        twin.rms_norm(x, weight, 1e-5, out)
-        yield f"rms_norm of {n}", out, norm.rms_norm(x, weight, 1e-5, reference=True)
-
-
 def check_lines(twin: ModuleType, draw: "Draw") -> Pairs:
     for fmt, top in ((Q4_1, 15), (Q5_1, 31)):
         x = draw.weights(64).reshape(-1, 32)
@@ -460,6 +451,7 @@ def check_lines(twin: ModuleType, draw: "Draw") -> Pairs:
 
 CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     **DOTS,
+    **MODEL,
     "arith.bits": check_bits,
     "quants.floats": check_floats,
     "quants.search": check_search,
@@ -473,7 +465,6 @@ CASES: dict[str, Callable[[ModuleType, "Draw"], Pairs]] = {
     "quants.fp4": check_fp4,
     "quants.iq4": check_iq4,
     "quants.ternary": check_ternary,
-    "model.norm": check_norm,
     "quants.lines": check_lines,
     **{f"quants.{fmt.name}": check_codec(fmt) for fmt in CODED},
     **{f"quants.{fmt.name}": check_codebook(fmt) for fmt in CODEBOOKS},

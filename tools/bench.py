@@ -30,7 +30,7 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 
-from tools import bench_builds, bench_dots, bench_grids, bench_kquants, bench_small, bench_writers
+from tools import bench_builds, bench_dots, bench_grids, bench_kquants, bench_reap, bench_small, bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
 COLD = """
@@ -57,6 +57,7 @@ TOPICS = {
     "grids": bench_grids.list_rows,
     "builds": bench_builds.list_rows,
     "dots": bench_dots.list_rows,
+    "reap": bench_reap.list_rows,
 }
 SLICED = ("writers", "verify")  # what is timed on slices
 TURN = 0.02  # seconds
@@ -74,10 +75,14 @@ def time_repeated(work: Callable[[], Any], repeats: int) -> float:
 def race(row: Row, runs: int) -> str:
     """Time both sides in turn; return a line of the table."""
     row.check()
-    sides = [(work, max(1, round(TURN / time_repeated(work, 1)))) for work in (row.run, row.peer)]
-    times = np.array([[_take_turn(row, *side) for side in sides] for _ in range(runs)])
+    sides = [(row.run, 1), (row.peer, 1)]
+    if row.turns is None:
+        sides = [(work, max(1, round(TURN / time_repeated(work, 1)))) for work, _ in sides]
+    turns = range(row.turns or runs)
+    times = np.array([[_take_turn(row, *side) for side in sides] for _ in turns])
     low, ratio, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
-    mine, theirs = (f"{row.weights / 1e6 / t:,.0f} M/s" for t in np.median(times, axis=0))
+    counted = row.weights / (1e6 if row.unit == "M/s" else 1)
+    mine, theirs = (f"{counted / t:,.0f} {row.unit}" for t in np.median(times, axis=0))
     goal = "" if row.goal is None else f"≥ {row.goal:g}×"
     return f"| {row.name} | {mine} | {row.against} | {theirs} | **{ratio:.2f}×** ({low:.2f} to {high:.2f}) | {goal} |"
 
@@ -154,14 +159,17 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=256, help="matrix rows of 6,144 weights to encode")
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument(
-        "--topic", choices=[*TOPICS, *SLICED], action="append", help="rows of a subject; by default of all"
+        "--topic",
+        choices=[*TOPICS, *SLICED],
+        action="append",
+        help="rows of a subject; by default of all but reap",
     )
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--slice", type=Path, help="folder for the slices that whole commands are timed on")
     arguments = parser.parse_args()
     print(f"{describe_machine()}\n\n{HEAD}", flush=True)
     try:
-        chosen = arguments.topic or [*TOPICS, *SLICED]
+        chosen = arguments.topic or [topic for topic in (*TOPICS, *SLICED) if topic != "reap"]
         for build in chain.from_iterable(
             TOPICS[topic](arguments.rows) for topic in chosen if topic in TOPICS
         ):

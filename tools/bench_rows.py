@@ -31,6 +31,8 @@ class Row:
     """One line of the table: run() and peer() do the same work on `weights` weights; check() has compared them.
 
     prepare : called before each turn, outside the time that is taken
+    unit    : what is counted, if not millions of weights
+    turns   : of both sides, where more would take too long
     """
 
     name: str
@@ -41,6 +43,8 @@ class Row:
     run: Callable[[], Any]
     peer: Callable[[], Any]
     prepare: Callable[[], Any] = lambda: None
+    unit: str = "M/s"
+    turns: int | None = None
 
 
 def native_encoder(library: c.CDLL, fmt: str) -> Callable[..., Any]:

@@ -5,9 +5,7 @@ says which a format takes), or with float32 activations: then blocks are decoded
 refimpl's own order (arith.sums.dot_lanes). One token or many, a result has the same bits.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.engine import share
 from refimpl.quants import allocate, dequantize
 from refimpl.quants.formats import CODEBOOKS, Format, activations, find_codec
 
@@ -64,32 +63,6 @@ def encode(x: Array, fmt: str, encoder: str = "reference", reference: bool = Fal
 def _find(module: str, name: str) -> Any:
     """A kernel, or a text's multiply: looked for once, because decoding asks dozens of times a token."""
     return getattr(import_module(f"refimpl.dots.{module}"), name)
-
-
-@cache
-def _threads(jobs: int) -> ThreadPoolExecutor:
-    """Threads that wait for the next product: starting them takes as long as a small one."""
-    return ThreadPoolExecutor(jobs, thread_name_prefix="refimpl-dots")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has no threads but its own
-
-
-def _share(work: Callable[[slice], None], count: int, jobs: int) -> None:
-    """Do the work on so many rows or heads, in `jobs` equal parts side by side."""
-    if jobs == 1 or count == 1:
-        work(slice(0, count))
-        return
-    step = -(-count // jobs)
-    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-    waiting = [_threads(jobs).submit(work, part) for part in parts[1:]]
-    try:
-        work(parts[0])
-    finally:
-        wait(waiting)
-    for future in waiting:
-        future.result()
 
 
 def matmul(
@@ -155,7 +128,7 @@ def matmul(
         else:
             part[:] = work(rows, np.empty(part.shape, np.float32))
 
-    _share(put, len(raw), jobs)
+    share(put, len(raw), jobs)
     return out
 
 
@@ -188,7 +161,7 @@ def matmul_each(
             for h in range(some.start, some.stop):
                 once(np.ascontiguousarray(raw[h]), np.ascontiguousarray(x[h]), out[h])
 
-        _share(work_once, heads, jobs)
+        share(work_once, heads, jobs)
         return out
     kind = activations[activation]
     encoder = "reference" if order.startswith("generic") else "avx2"
@@ -201,7 +174,7 @@ def matmul_each(
             acts = _split(codes[h * t : (h + 1) * t], kind)
             multiply(fmt.id, np.ascontiguousarray(raw[h]), *acts, *fused, out[h])
 
-    _share(work, heads, jobs)
+    share(work, heads, jobs)
     return out
 
 

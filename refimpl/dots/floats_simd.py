@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_lanes import as_float32, first, high_half, join, low_half, permutation
-from refimpl.arith.simd_memory import load, prefetch, put, stack, store
+from refimpl.arith.simd_memory import load, prefetch, put, store
 from refimpl.arith.sums import DOT_LANES
+from refimpl.dots.folds_simd import fold_four, fold_sixteen
 
 Floats = NDArray[np.float32]
 Weights = NDArray[Any]  # float32, or uint16: bf16 bits
@@ -25,26 +26,9 @@ AHEAD = 512  # elements that are asked for before they are read
 
 FOUR_TIMES = permutation([*range(16)] * 4)
 EIGHT_TIMES = permutation([*range(16)] * 8)
-
-
-def _halves(lanes: int, groups: int, high: int) -> list[int]:
-    """The lower or upper half of each of so many groups of lanes."""
-    return [g * lanes + high * lanes // 2 + k for g in range(groups) for k in range(lanes // 2)]
-
-
-LOW_8, HIGH_8 = permutation(_halves(16, 4, 0)), permutation(_halves(16, 4, 1))
-LOW_4, HIGH_4 = permutation(_halves(8, 4, 0)), permutation(_halves(8, 4, 1))
-LOW_2, HIGH_2 = permutation(_halves(4, 4, 0)), permutation(_halves(4, 4, 1))
-LOW_1, HIGH_1 = permutation(_halves(2, 4, 0)), permutation(_halves(2, 4, 1))
-
-
-@inlined
-def fold(sums: Lanes) -> Lanes:
-    """Four sums of 16 lanes each, folded by halves: float32 [64] -> [4]."""
-    sums = LOW_8(sums) + HIGH_8(sums)
-    sums = LOW_4(sums) + HIGH_4(sums)
-    sums = LOW_2(sums) + HIGH_2(sums)
-    return LOW_1(sums) + HIGH_1(sums)
+BY_TOKENS = permutation(
+    [4 * r + t for t in range(4) for r in range(4)]
+)  # a tile's sums: rows outside, tokens inside
 
 
 @inlined
@@ -74,7 +58,6 @@ def multiply(w: Weights, x: Floats, out: Floats) -> None:
 def multiply_four(w: Weights, x: Floats, t: int, out: Floats) -> None:
     """Tokens t to t + 3 with every row, 4 rows at a time; the last 4 reach back where they are not whole."""
     m, n = w.shape
-    sums = stack(np.float32, 16)
     if m < 4:
         for k in range(4):
             multiply_one(w, x, t + k, out)
@@ -89,12 +72,13 @@ def multiply_four(w: Weights, x: Floats, t: int, out: Floats) -> None:
             b = b + FOUR_TIMES(as_float32(load(w, at + n, 16))) * v
             c = c + FOUR_TIMES(as_float32(load(w, at + 2 * n, 16))) * v
             d = d + FOUR_TIMES(as_float32(load(w, at + 3 * n, 16))) * v
-        store(sums, 0, fold(a))
-        store(sums, 4, fold(b))
-        store(sums, 8, fold(c))
-        store(sums, 12, fold(d))
-        for k in range(16):
-            out[t + k % 4, r + k // 4] = sums[k]
+        sums = BY_TOKENS(fold_sixteen(join(join(a, b), join(c, d))))
+        low, high = low_half(sums), high_half(sums)
+        at = t * m + r
+        store(out, at, low_half(low))
+        store(out, at + m, high_half(low))
+        store(out, at + 2 * m, low_half(high))
+        store(out, at + 3 * m, high_half(high))
 
 
 @jit
@@ -111,8 +95,8 @@ def multiply_one(w: Weights, x: Floats, t: int, out: Floats) -> None:
             v = load(x, t * n + i, 16)
             eight = join(load_four(w, at, n), load_four(w, at + 4 * n, n))
             sums = sums + eight * EIGHT_TIMES(v)
-        store(out, t * m + r, fold(low_half(sums)))
-        store(out, t * m + r + 4, fold(high_half(sums)))
+        store(out, t * m + r, fold_four(low_half(sums)))
+        store(out, t * m + r + 4, fold_four(high_half(sums)))
     for r in range(rows, m):
         one = fill(ZERO, 16)
         for i in range(0, n, 16):

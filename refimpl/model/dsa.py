@@ -10,32 +10,36 @@ ReLU makes plateaus of exact zeros, so that equal scores are the rule and not th
 among them open. Here the lower index wins.
 """
 
+from importlib import import_module
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.engine import share
 from refimpl.files.hparams import Hparams
 from refimpl.model.config import Conventions
 from refimpl.model.norm import layer_norm
 from refimpl.model.rope import rotate
-from refimpl.model.tap import Tap, silent
+from refimpl.model.tap import Tap, hears, silent
 from refimpl.model.weights import Layer, linear, product
 
 Array = NDArray[Any]
 Turn = tuple[Array, Array]
 
-AT_ONCE = 1 << 24  # products of heads and keys, so that those of a long prompt need not exist all together
+AT_ONCE = 1 << 21  # products of heads and keys, so that those of a long prompt need not exist all together
+QUERIES = 256  # tokens whose queries exist at a time
+WIDEST = 256  # channels that the kernel has room for
 
 
 def index_keys(
     x: Array, w: Layer, turn: Turn, hp: Hparams, conv: Conventions, tap: Tap = silent
 ) -> Array:  # [T, D] -> [T, 128]
-    """The indexer's key of each token; its first 64 channels are rotary."""
+    """The indexer's key of each token; its first 64 channels are rotary (attention's heads have them last)."""
     k = tap("indexer_k_raw", linear(w["indexer.attn_k"], x, conv))
     k = layer_norm(k, w.vector("indexer.k_norm"), w.vector("indexer.k_norm.bias"), conv.key_eps)
-    k = _rotate_first(tap("indexer_k_norm", k), turn, hp.qk_rope_head_dim)
+    k = rotate(tap("indexer_k_norm", k), turn)
     return tap("indexer_k", hadamard(k) if conv.hadamard else k)
 
 
@@ -45,15 +49,10 @@ def index_queries(
     """The indexer's queries and their weights; both scales, 1/sqrt(32) and 1/sqrt(128), are in the weights."""
     heads, n = hp.index_n_heads, hp.index_head_dim
     q = tap("indexer_q_raw", linear(w["indexer.attn_q_b"], qr, conv)).reshape(len(x), heads, n)
-    q = _rotate_first(q, turn, hp.qk_rope_head_dim)
+    q = rotate(q, turn)
     q = tap("indexer_q", hadamard(q) if conv.hadamard else q)
     weights = linear(w["indexer.proj"], x, conv) * x.dtype.type((heads * n) ** -0.5)
     return q, tap("indexer_weights", weights)
-
-
-def _rotate_first(x: Array, turn: Turn, n: int) -> Array:
-    """Rotate the first n channels. Attention's heads have them last."""
-    return np.concatenate([rotate(x[..., :n], turn), x[..., n:]], axis=-1)
 
 
 def hadamard(x: Array) -> Array:  # [..., n] -> [..., n], n a power of two
@@ -79,13 +78,28 @@ def score(
         conv.index != "f32"
     ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
         (q, q_scale), (k, k_scale) = _to_fp8(q, conv.index), _to_fp8(k, conv.index)
-        return _score(q, k, weights * q_scale[..., 0], conv) * k_scale[:, 0]
-    return _score(q, k, weights, conv)
+        return add_heads(q, k, weights * q_scale[..., 0], conv) * k_scale[:, 0]
+    return add_heads(q, k, weights, conv)
 
 
-def _score(q: Array, k: Array, weights: Array, conv: Conventions) -> Array:
-    heads = np.maximum(product(q.reshape(-1, q.shape[-1]), k, conv).reshape(*q.shape[:2], len(k)), 0)
-    total = np.zeros((len(q), len(k)), q.dtype)
+def add_heads(
+    q: Array, k: Array, weights: Array, conv: Conventions, reference: bool = False
+) -> Array:  # [T, H, n], [S, n], [T, H] -> [T, S]
+    """The sum over heads of weights[t, h] * relu(q[t, h] . k[s]), one head after the other.
+
+    reference : True takes the NumPy text for float32 too
+    """
+    tokens, width = len(q), q.shape[-1]
+    if q.dtype == np.float32 and width % 16 == 0 and width <= WIDEST and not reference:
+        kernel, q, k = import_module("refimpl.model.dsa_simd").add_heads, *map(np.ascontiguousarray, (q, k))
+        weights, out = np.ascontiguousarray(weights), np.empty((tokens, len(k)), np.float32)
+        if tokens == 1:
+            share(lambda some: kernel(q, k[some], weights, out[:, some].reshape(1, -1)), len(k), conv.jobs)
+        else:
+            share(lambda some: kernel(q[some], k, weights[some], out[some]), tokens, conv.jobs)
+        return out
+    heads = np.maximum(product(q.reshape(-1, width), k, conv).reshape(*q.shape[:2], len(k)), 0)
+    total = np.zeros((tokens, len(k)), q.dtype)
     for h in range(q.shape[1]):
         total += heads[:, h] * weights[:, h : h + 1]
     return total
@@ -102,20 +116,25 @@ def _to_fp8(x: Array, kind: str) -> tuple[Array, Array]:  # [..., n] -> [..., n]
     return codes.astype(x.dtype), scale
 
 
-def select_topk(scores: Array, first: int, count: int) -> list[Array]:  # [T, S] -> T x [<= count]
+def select_topk(
+    scores: Array, first: int, count: int, reference: bool = False
+) -> list[Array]:  # [T, S] -> T x [<= count]
     """Choose the best `count` keys of each query among those not after it; equal scores: the lower index.
 
-    first  : position of the first query; key s is at position s
-    return : for each query its keys, ascending
+    first     : position of the first query; key s is at position s
+    reference : True takes the NumPy text for float32 too
+    return    : for each query its keys, ascending
     """
-    chosen = []
-    for t, row in enumerate(scores):
-        seen = row[: first + t + 1]
-        if len(seen) > count:
-            seen = np.argsort(-seen, kind="stable")[:count]
-            chosen.append(np.sort(seen))
-        else:
-            chosen.append(np.arange(len(seen)))
+    seen = [min(first + t + 1, scores.shape[1]) for t in range(len(scores))]
+    chosen = [np.arange(n) for n in seen if n <= count]  # all there are
+    rest = scores[len(chosen) :]
+    if scores.dtype == np.float32 and len(rest) and not reference:
+        best = np.empty((len(rest), count), np.int64)
+        kernel = import_module("refimpl.model.dsa_jit").select_topk
+        kernel(np.ascontiguousarray(rest), first + len(chosen), best)
+        return chosen + list(best)
+    for row, n in zip(rest, seen[len(chosen) :], strict=True):
+        chosen.append(np.sort(np.argsort(-row[:n], kind="stable")[:count]))
     return chosen
 
 
@@ -124,15 +143,34 @@ def select(
 ) -> list[Array]:  # [T, H, n], [S, n], [T, H] -> T x [<= 2048]
     """Score and choose, some queries at a time."""
     chosen: list[Array] = []
-    parts: list[Array] = []
+    heard = np.full((len(q), len(k)), -np.inf, q.dtype) if hears(tap, "indexer_score") else None
     step = max(1, AT_ONCE // (q.shape[1] * len(k)))
     for t in range(0, len(q), step):
-        scores = score(q[t : t + step], k, weights[t : t + step], conv)
+        last = min(t + step, len(q))
+        seen = k[: first + last]  # no query of these sees the keys behind
+        scores = score(q[t:last], seen, weights[t:last], conv)
         chosen += select_topk(scores, first + t, hp.index_topk)
-        if tap is not silent:
-            parts.append(
-                np.where(np.arange(len(k)) <= first + t + np.arange(len(scores))[:, None], scores, -np.inf)
-            )
-    if parts:
-        tap("indexer_score", np.concatenate(parts))
+        if heard is not None:
+            mask = np.arange(len(seen)) <= first + np.arange(t, last)[:, None]
+            heard[t:last, : len(seen)] = np.where(mask, scores, -np.inf)
+    if heard is not None:
+        tap("indexer_score", heard)
+    return chosen
+
+
+def choose(
+    x: Array, qr: Array, keys: Array, first: int, w: Layer, turn: Turn, hp: Hparams, conv: Conventions,
+    tap: Tap = silent,
+) -> list[Array]:  # [T, D], [T, 2048], [S, 128] -> T x [<= 2048]  # fmt: skip
+    """Make queries, score and choose: QUERIES tokens at a time where nobody listens, so that all stays in the caches.
+
+    The last part is never a short one: ggml adds in another order for a few tokens than for many.
+    """
+    step = len(x) if hears(tap, "indexer_q") else QUERIES
+    ends = [*range(step, len(x) - step // 2, step), len(x)]
+    chosen: list[Array] = []
+    for t, last in zip([0, *ends], ends, strict=False):
+        part = turn[0][t:last], turn[1][t:last]
+        q, weights = index_queries(x[t:last], qr[t:last], w, part, hp, conv, tap)
+        chosen += select(q, keys[: first + last], weights, first + t, hp, conv, tap)
     return chosen

@@ -8,19 +8,21 @@ q . (k_b^T c) = (k_b q) . c, and v_b behind the weighted sum: it works on the la
 64 heads. Both are the same in exact arithmetic.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.sums import add_lanes
+from refimpl.engine import share
 from refimpl.files.hparams import Hparams
 from refimpl.model import dsa
 from refimpl.model.cache import Cache, rounded
 from refimpl.model.config import Conventions
 from refimpl.model.norm import rms_norm
 from refimpl.model.rope import rotate
-from refimpl.model.tap import Tap, silent
+from refimpl.model.tap import Tap, hears, silent
 from refimpl.model.weights import Layer, linear, linear_each, product
 
 Array = NDArray[Any]
@@ -28,6 +30,7 @@ Turn = tuple[Array, Array]
 Rows = list[Array]  # for each query the keys it looks at, ascending
 
 AT_ONCE = 1 << 20  # scores, so that those of a long prompt stay in the caches
+CHOSEN = 1 << 16  # scores of chosen keys, which several arrays hold at a time
 
 
 def softmax(scores: Array) -> Array:  # [..., n] -> [..., n]
@@ -54,6 +57,25 @@ def mix(
     return product(p, values.T, conv)
 
 
+def mix_chosen(
+    q: Array, keys: Array, values: Array, rows: Array, scale: float, conv: Conventions
+) -> Array:  # [T, H, n], [S, n], [S, m], [T, K] -> [T, H, m]
+    """`mix` for many queries, each with as many keys of its own; float32, widths and K multiples of 16."""
+    gather, q = import_module("refimpl.model.gather_simd"), rounded(q, conv.kv)
+    scores, out = (
+        np.empty((*q.shape[:2], rows.shape[1]), q.dtype),
+        np.empty((*q.shape[:2], values.shape[1]), q.dtype),
+    )
+
+    def work(some: slice) -> None:
+        gather.multiply_rows(q[some], keys, rows[some], scores[some])
+        p = softmax(scores[some] * q.dtype.type(scale))
+        gather.mix_rows(rounded(p, "f16") if conv.kv == "f16" else p, values, rows[some], out[some])
+
+    share(work, len(q), conv.jobs)
+    return out
+
+
 def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv: Conventions) -> Array:
     # [T, H, n], [S, n], [S, m], T x [K] -> [T, H, m]
     """Each query's heads on the keys that it looks at; the others cost nothing."""
@@ -61,12 +83,21 @@ def attend(q: Array, keys: Array, values: Array, rows: Rows, scale: float, conv:
         np.empty((*q.shape[:2], values.shape[1]), q.dtype),
         max(1, AT_ONCE // (q.shape[1] * len(keys))),
     )
+    whole = [*q.shape[2:], *values.shape[1:]] if q.dtype == np.float32 else [1]
     t = 0
     while t < len(q):
         last = t
         while last < len(q) and last - t < at_once and rows[last][-1] == len(rows[last]) - 1:
             last += 1  # queries that see all keys up to some one go together
         if last - t < 2:
+            last, count = t, len(rows[t])
+            while last < len(q) and (last - t) * count * q.shape[1] < CHOSEN and len(rows[last]) == count:
+                last += 1
+            if last - t > 1 and all(n % 16 == 0 for n in (count, *whole)):
+                q, keys, values = (np.ascontiguousarray(x) for x in (q, keys, values))
+                out[t:last] = mix_chosen(q[t:last], keys, values, np.stack(rows[t:last]), scale, conv)
+                t = last
+                continue
             out[t] = mix(q[t], keys[rows[t]], values[rows[t]], scale, conv)
             t += 1
             continue
@@ -128,11 +159,11 @@ def attention(
         rows = shared
     else:
         keys = cache.append_keys(layer, dsa.index_keys(x, w, turn, hp, conv, tap))
-        if first + tokens <= hp.index_topk and tap is silent:  # all keys fit: there is nothing to choose
-            rows = [np.arange(first + t + 1) for t in range(tokens)]
+        choosing = first + tokens > hp.index_topk  # otherwise all keys fit
+        if choosing or hears(tap, "indexer_score"):
+            rows = dsa.choose(x, qr, keys, first, w, turn, hp, conv, tap)
         else:
-            queries, weights = dsa.index_queries(x, qr, w, turn, hp, conv, tap)
-            rows = dsa.select(queries, keys, weights, first, hp, conv, tap)
+            rows = [np.arange(first + t + 1) for t in range(tokens)]
     tap_rows(rows, len(latents), tap)
 
     how = absorbed if conv.attention == "absorbed" else expanded
@@ -142,7 +173,7 @@ def attention(
 
 def tap_rows(rows: Rows, keys: int, tap: Tap) -> None:
     """Tell the tap the selection as a mask [T, S]."""
-    if tap is not silent:
+    if hears(tap, "top_k"):
         mask = np.zeros((len(rows), keys), np.bool_)
         for t, chosen in enumerate(rows):
             mask[t, chosen] = True

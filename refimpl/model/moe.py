@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from refimpl.files.hparams import Hparams
 from refimpl.model.config import Conventions
 from refimpl.model.mlp import swiglu
-from refimpl.model.tap import Tap, silent
+from refimpl.model.tap import Tap, hears, silent
 from refimpl.model.weights import Layer, linear
 
 Array = NDArray[Any]
@@ -93,6 +93,8 @@ def run_chosen(
         tokens, slots = np.nonzero(chosen == e)
 
         def keep(name: str, value: Array, at: tuple[Array, Array] = (tokens, slots)) -> Array:
+            if not hears(tap, name.replace("ffn_", "ffn_moe_")):
+                return value
             inner.setdefault(name, np.empty((*chosen.shape, value.shape[1]), value.dtype))[at] = value
             return value
 

@@ -4,6 +4,7 @@ GLM-5.1 turns neighbours, (0, 1), (2, 3), …, in attention and in the indexer a
 (0, n/2), (1, n/2 + 1), …: the classic mistake, visible only where the indexer really selects.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -37,22 +38,33 @@ def angles(
     return np.cos(angle.astype(np.float64)), np.sin(angle.astype(np.float64))
 
 
-def rotate(x: Array, turn: tuple[Array, Array], halves: bool = False) -> Array:  # [T, ..., n] -> [T, ..., n]
-    """Turn the pairs of channels of each token.
+def rotate(
+    x: Array, turn: tuple[Array, Array], halves: bool = False, reference: bool = False
+) -> Array:  # [T, ..., n] -> [T, ..., n]
+    """Turn the first 2R channels of each token, pair by pair; what is behind them stays.
 
     y[2i]     = x[2i] * cos - x[2i + 1] * sin
     y[2i + 1] = x[2i] * sin + x[2i + 1] * cos
 
-    turn   : cosines and sines [T, n/2]
-    halves : pair i with i + n/2 instead: wrong for GLM-5.1, kept as a control
+    turn      : cosines and sines [T, R]
+    halves    : pair i with i + R instead: wrong for GLM-5.1, kept as a control
+    reference : True takes the NumPy text for float32 too
 
     Rounds: cosine and sine once, each product and sum, to the type of x.
     """
-    cos, sin = (part.astype(x.dtype).reshape(len(x), *[1] * (x.ndim - 2), -1) for part in turn)
-    half = x.shape[-1] // 2
-    first, second = (slice(0, half), slice(half, None)) if halves else (slice(0, None, 2), slice(1, None, 2))
+    cos, sin = (part.astype(x.dtype) for part in turn)
+    if x.dtype == np.float32 and not halves and not reference:
+        out = np.empty(x.shape, x.dtype)
+        kernel = import_module("refimpl.model.rope_jit").rotate
+        kernel(x.reshape(len(x), -1, x.shape[-1]), cos, sin, out.reshape(len(x), -1, x.shape[-1]))
+        return out
+    cos, sin = (part.reshape(len(x), *[1] * (x.ndim - 2), -1) for part in (cos, sin))
+    half = cos.shape[-1]
+    first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    if halves:
+        first, second = slice(0, half), slice(half, 2 * half)
     a, b = x[..., first], x[..., second]
-    y = np.empty_like(x)
+    y = x.copy()
     y[..., first] = a * cos - b * sin
     y[..., second] = a * sin + b * cos
     return y

@@ -37,6 +37,8 @@ Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]  # token times layer done, and in all
 
+NEEDED = frozenset(("ffn_norm", "ffn_moe_logits", "ffn_moe_topk", "ffn_moe_down"))  # of a layer's activations
+
 
 @dataclass(frozen=True)
 class Text:
@@ -142,7 +144,7 @@ def _score_layer(
     starts = np.cumsum([0, *(len(span) for span in spans)])
 
     def run(i: int) -> tuple[Array, list[tuple[int, Array, Array]]]:
-        tap = Recorder()
+        tap = Recorder(NEEDED)
         h = hidden[starts[i] : starts[i + 1]]
         out, _ = block(h, w, n, Cache(glm.conv), glm.turn(0, len(h)), hp, glm.conv, tap.at(n))
         return out, [] if saliency is None else list(_observe(tap.kept, n, w, hp, glm, router, preset))
