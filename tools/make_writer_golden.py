@@ -1,6 +1,7 @@
 """Make golden/writers.json: what llama.cpp's converter and quantizer write, as sha256, for every mix.
 
 python -m tools.make_writer_golden --llama build/llama
+python -m tools.make_writer_golden --mix Q2_0      # only this mix, into the file that is there
 
 convert  : variant of the tiny checkpoint, flags -> sha256 of the file that convert_hf_to_gguf writes
 mixes    : mix -> plain, imatrix, eight (8 experts, imatrix) -> sha256 of llama-quantize's file, types of its tensors
@@ -20,8 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import gguf
-
+from refimpl.files.gguf import Gguf
 from refimpl.recipes.read import NAMES
 from tools import llama_cpp, manifest, variants
 
@@ -58,7 +58,7 @@ def convert_all(llama: llama_cpp.LlamaCpp, golden: Path, work: Path) -> list[dic
     return made
 
 
-def quantize(llama: llama_cpp.LlamaCpp, work: Path, source: str, *arguments: str) -> gguf.GGUFReader | None:
+def quantize(llama: llama_cpp.LlamaCpp, work: Path, source: str, *arguments: str) -> Gguf | None:
     """Run the quantizer; None where it refuses for want of an imatrix."""
     try:
         llama.run("llama-quantize", [*arguments[:-1], source, "out.gguf", arguments[-1], "2"], work)
@@ -66,14 +66,14 @@ def quantize(llama: llama_cpp.LlamaCpp, work: Path, source: str, *arguments: str
         if "requires an importance matrix" in str(error) or "Missing importance matrix" in str(error):
             return None
         raise
-    return gguf.GGUFReader(work / "out.gguf")
+    return Gguf(work / "out.gguf")
 
 
-def quantize_all(llama: llama_cpp.LlamaCpp, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every mix, and every tensor of every type that a mix gives it."""
-    mixes: dict[str, Any] = {}
-    tensors: dict[str, Any] = {}
-    for mix in MIXES:
+def quantize_all(
+    llama: llama_cpp.LlamaCpp, work: Path, chosen: list[str], mixes: dict[str, Any], tensors: dict[str, Any]
+) -> None:
+    """Add some mixes, and every tensor of every type that a mix gives it."""
+    for mix in chosen:
         mixes[mix] = {}
         for case, source, flags in (
             ("plain", "bf16.gguf", ()),
@@ -86,13 +86,13 @@ def quantize_all(llama: llama_cpp.LlamaCpp, work: Path) -> tuple[dict[str, Any],
                 continue
             entry: dict[str, Any] = {"sha256": sha256((work / "out.gguf").read_bytes())}
             if case != "eight":
-                entry["types"] = " ".join(t.tensor_type.name.lower() for t in file.tensors)
-                for t in file.tensors:
-                    kinds = tensors.setdefault(t.name, {}).setdefault(t.tensor_type.name.lower(), {})
-                    digest = sha256(t.data.tobytes())[:32]
+                entry["types"] = " ".join(t.format.name for t in file.tensors.values())
+                for t in file.tensors.values():
+                    kinds = tensors.setdefault(t.name, {}).setdefault(t.format.name, {})
+                    digest = sha256(file.read(t.name).tobytes())[:32]
                     assert kinds.setdefault(case, digest) == digest, (mix, t.name)
+            file.close()
             mixes[mix][case] = entry
-    return mixes, tensors
 
 
 def dry_run(llama: llama_cpp.LlamaCpp, work: Path, file: str, *flags: str) -> dict[str, Any]:
@@ -104,20 +104,20 @@ def dry_run(llama: llama_cpp.LlamaCpp, work: Path, file: str, *flags: str) -> di
     return {"sha256": sha256(lines.encode()), "types": dict(sorted(Counter(types.values()).items()))}
 
 
-def price_all(llama: llama_cpp.LlamaCpp, work: Path) -> dict[str, Any]:
-    """Every mix on the real model's header."""
-    made: dict[str, Any] = {}
+def price_all(llama: llama_cpp.LlamaCpp, work: Path, chosen: list[str], made: dict[str, Any]) -> None:
+    """Add some mixes on the real model's header."""
     for label, (experts, mtp) in REALS.items():
         variants.real_header(work / "real.gguf", experts, mtp)
-        made[label] = {
-            mix: {
-                "plain": dry_run(llama, work, "real.gguf", mix),
-                "imatrix": dry_run(llama, work, "real.gguf", "--imatrix", "imatrix.gguf", mix),
+        made.setdefault(label, {}).update(
+            {
+                mix: {
+                    "plain": dry_run(llama, work, "real.gguf", mix),
+                    "imatrix": dry_run(llama, work, "real.gguf", "--imatrix", "imatrix.gguf", mix),
+                }
+                for mix in chosen
             }
-            for mix in MIXES
-        }
+        )
         (work / "real.gguf").unlink()
-    return made
 
 
 def main() -> None:
@@ -126,6 +126,9 @@ def main() -> None:
     )
     options.add_argument("--llama", type=Path, default=Path("build/llama"), help="llama.cpp's folder")
     options.add_argument("--golden", type=Path, default=Path("golden"), help="where the result goes")
+    options.add_argument(
+        "--mix", choices=MIXES, action="append", help="only this; the other entries are kept"
+    )
     given = options.parse_args()
     llama, golden = llama_cpp.prepare(given.llama, ["llama-quantize"]), given.golden
     with tempfile.TemporaryDirectory() as place:
@@ -135,14 +138,19 @@ def main() -> None:
         variants.with_eight_experts(golden, work / "eight")
         variants.legacy_imatrix(golden, work / "legacy.dat")
         shutil.copyfile(golden / "tiny-glm-dsa" / "imatrix.gguf", work / "imatrix.gguf")
-        made: dict[str, Any] = {"convert": convert_all(llama, golden, work)}
-        made["mixes"], made["tensors"] = quantize_all(llama, work)
-        made["options"] = {}
+        kept = json.loads((golden / "writers.json").read_text()) if given.mix else {}
+        made: dict[str, Any] = {
+            "convert": convert_all(llama, golden, work),
+            "mixes": {},
+            "tensors": {},
+        } | kept
+        quantize_all(llama, work, given.mix or MIXES, made["mixes"], made["tensors"])
+        made.setdefault("options", {})
         for label, arguments in OPTIONS.items():
             assert quantize(llama, work, "bf16.gguf", *arguments) is not None, label
             digest = sha256((work / "out.gguf").read_bytes())
             made["options"][label] = {"arguments": list(arguments), "sha256": digest}
-        made["real"] = price_all(llama, work)
+        price_all(llama, work, given.mix or MIXES, made.setdefault("real", {}))
     (golden / "writers.json").write_text(json.dumps(made, indent=1) + "\n")
     facts = {"oracle": "llama.cpp's convert_hf_to_gguf.py and llama-quantize", "version": llama_cpp.DATED}
     facts |= {"command": "python -m tools.make_writer_golden", "machine": platform.machine()}
