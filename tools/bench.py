@@ -8,10 +8,10 @@
 
 Both sides run alternately in one process, on one thread each, on the same arrays; a ratio is the median of the
 ratios of neighbouring turns, its quartiles stand beside it. A side repeats its work until a turn has lasted TURN
-seconds: for the first 0.2 ms after the other's, wide vector instructions run at a lower rate (measured: 0.48 ms
-for a first run, 0.36 ms for the second). The native functions are called from compiled code
-through their C pointers. Before a row is timed its results are compared bit for bit: where they differ, the
-program says so instead of printing figures, and ends with status 1.
+seconds: the first run after the other side's is slower than the next (measured: 0.48 ms, then 0.36 ms; the cause is
+not known). The native functions are called from compiled code through their C pointers. Before a row is timed its
+results are compared bit for bit: where they differ, the program says so instead of printing figures, and ends with
+status 1.
 """
 
 import argparse

@@ -216,7 +216,8 @@ Q2_0 = Format(
 # the imatrix, so the codes do not follow from the scales; what every imatrix leaves is in grid_rule.py and
 # ternary_rule.py. error_limit: the largest ratio seen where up to 5 % of the columns have up to 100,000 times the
 # others' importance is 8.5, 3.3, 19.4, 2.4, 22.0, 5.9, 4.7 (in the order of CODEBOOKS); a doubled d costs most
-# blocks 11, 14, 24, 7.5, 42, 17, 6 times the plain encoder's error, those of other weights 17, 23, 45, 9, 75, 29, 6.
+# blocks 11, 14, 24, 7.5, 42, 17 times the plain encoder's error, other weights 17, 23, 45, 9, 75, 29 times (IQ1_M, of
+# Gaussian weights: 8 and 10 times, the median of 150 blocks).
 IQ2_XXS = Format(
     16,
     "iq2_xxs",
