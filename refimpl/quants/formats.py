@@ -286,7 +286,7 @@ IQ1_M = Format(
     "iq1_m",
     256,
     _block(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)),
-    tuned=("dequantize",),
+    tuned=CODEC,
     ruled=False,
     steps=2,
     error_limit=5.0,

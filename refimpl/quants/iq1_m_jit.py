@@ -107,9 +107,15 @@ def find_cuts(s: Search, scale: Any) -> Any:
                     scale = sum_qx / sum_q2
                     best = scale * sum_qx
                     first, second, found = i, j, k
+    take_cuts(s, first, second, found)
+    return scale, first >= 0
+
+
+@jit
+def take_cuts(s: Search, first: int, second: int, found: int) -> None:
+    """The codes between the cuts, and the shifts: found 0 to 3 is up up, up down, down up, down down."""
     cut(s, first, second)
     s.up[0], s.up[1] = 1 if found < 2 else 0, 1 - found % 2
-    return scale, first >= 0
 
 
 @jit
@@ -121,6 +127,12 @@ def fit_sub(s: Search, block: Bytes, j: int) -> Any:
     scale, some = find_cuts(s, size)
     if not some:
         return ZERO, False
+    return write_sub(s, scale, block, j)
+
+
+@jit
+def write_sub(s: Search, scale: Any, block: Bytes, j: int) -> Any:
+    """Write the numbers and shifts of codes that were cut under a scale. return : scale >= 0, lost."""
     if scale < ZERO:
         turn(s)
     scale, lost = snap(s, abs(scale))
@@ -148,17 +160,17 @@ def quantize_block(x: Floats, imatrix: Floats, s: Search, scales: Floats, block:
         weigh_sub(x, imatrix, mean, j, s)
         scales[j], gone = fit_sub(s, block, j)
         lost |= gone
-    if scales.max() == ZERO:
-        for j in range(WEIGHTS // SUB):
-            block[QH + j] &= 0x77
-        return lost
     write_scales(x, imatrix, mean, s, scales, block)
     return lost
 
 
 @jit
 def write_scales(x: Floats, imatrix: Floats, mean: Any, s: Search, scales: Floats, block: Bytes) -> None:
-    """Write the scales, and the d that fits the block best under them."""
+    """Write the scales, and the d that fits the block best under them; no shifts where all scales are 0."""
+    if scales.max() == ZERO:
+        for j in range(WEIGHTS // SUB):
+            block[QH + j] &= 0x77
+        return
     step = find_step(scales, 8)
     inverse = ONE / step
     sum_qx, sum_q2 = ZERO, ZERO
