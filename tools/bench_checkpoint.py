@@ -26,12 +26,12 @@ from refimpl.writers.quantize import quantize
 from tools import bench, bench_writers, check_mixes, llama_cpp, synthetic
 
 CHILD = """
-import json, sys, time
+import json, os, sys, time
 from refimpl.cli.main import run
 wall, code = time.perf_counter(), run(sys.argv[1:])
 wall = time.perf_counter() - wall
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps([code, wall, time.process_time(), 1024 * peak]), file=sys.stderr)
+print(json.dumps([code, wall, *os.times()[:2], 1024 * peak]), file=sys.stderr)
 """
 PROTECTION = (  # what recipes/q4_k_m-protected.toml says, as options of llama-quantize
     *("--tensor-type", "attn_=q8_0", "--tensor-type", "indexer=q8_0", "--tensor-type", "shexp=q8_0"),
@@ -39,15 +39,19 @@ PROTECTION = (  # what recipes/q4_k_m-protected.toml says, as options of llama-q
     *("--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0"),
 )
 OPTIONS = {"q4_k_m": (), "q4_k_m-protected": PROTECTION}
-HEAD = "| what | wall | CPU | weights a second of CPU | peak memory | |\n|---|--:|--:|--:|--:|---|"
+HEAD = (
+    "| what | wall | CPU | of it the kernel | weights a second of CPU | peak memory | |\n"
+    "|---|--:|--:|--:|--:|--:|---|"
+)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds and bytes that one command took, and what it printed."""
+    """Seconds and bytes that one command took, and what it printed. cpu: of it `kernel` in the operating system."""
 
     wall: float
     cpu: float
+    kernel: float
     peak: int
     said: str
 
@@ -55,7 +59,8 @@ class Taken:
         """A line of the table."""
         rate = f"{weights / 1e6 / self.cpu:,.0f} M/s"
         memory = f"{self.peak / (1 << 20):,.0f} MiB" if self.peak else ""
-        return f"| {what} | {self.wall:.1f} s | {self.cpu:.1f} s | {rate} | {memory} | {words} |"
+        seconds = " | ".join(f"{s:.1f} s" for s in (self.wall, self.cpu, self.kernel))
+        return f"| {what} | {seconds} | {rate} | {memory} | {words} |"
 
 
 def refimpl(*arguments: str) -> Taken:
@@ -63,10 +68,10 @@ def refimpl(*arguments: str) -> Taken:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True
     )
-    code, wall, cpu, peak = json.loads(done.stderr.splitlines()[-1])
+    code, wall, user, kernel, peak = json.loads(done.stderr.splitlines()[-1])
     if code:
         raise RuntimeError(f"refimpl {' '.join(arguments)} ended with {code}: {done.stdout[-2000:]}")
-    return Taken(wall, cpu, peak, done.stdout)
+    return Taken(wall, user + kernel, kernel, peak, done.stdout)
 
 
 def llama_quantize(llama: llama_cpp.LlamaCpp, work: Path, recipe: str) -> Taken:
@@ -74,12 +79,12 @@ def llama_quantize(llama: llama_cpp.LlamaCpp, work: Path, recipe: str) -> Taken:
     before, start = os.times(), time.perf_counter()
     llama.run("llama-quantize", [*OPTIONS[recipe], "bf16.gguf", "theirs.gguf", "Q4_K_M", "1"], work)
     wall, after = time.perf_counter() - start, os.times()
-    cpu = sum(after[2:4]) - sum(before[2:4])
-    return Taken(wall, cpu, 0, "")
+    user, kernel = (after[i] - before[i] for i in (2, 3))
+    return Taken(wall, user + kernel, kernel, 0, "")
 
 
 def compare_with_native(llama: llama_cpp.LlamaCpp, place: Path, recipe: str) -> tuple[list[str], float]:
-    """Both quantizers, one thread each, on the small model; return lines of the table and native weights a second."""
+    """Both quantizers, one thread each, on the small model; return lines of the table, native weights a second."""
     source = bench_writers.make_source(place)
     convert(source, place / "bf16.gguf", provenance=False, force=True)
     weights = quantize(place / "bf16.gguf", None, recipe).plan.weights
@@ -96,6 +101,9 @@ def compare_with_native(llama: llama_cpp.LlamaCpp, place: Path, recipe: str) -> 
     found = check_mixes.compare(place / "ours.gguf", place / "theirs.gguf")
     if found != "same":
         raise RuntimeError(f"ours and llama-quantize's file differ: {found}")
+    refimpl(
+        "verify", str(place / "ours.gguf"), "--source", str(source), "--recipe", recipe, "--quiet"
+    )  # compiles
     mix = bench_writers.describe(recipe, quantize(source, None, recipe).plan).removeprefix("quantize ")
     what = f"{mix}, {weights / 1e9:.2f} billion weights, one thread"
     lines = [
@@ -145,7 +153,7 @@ def main() -> int:
         sizes = {"n_routed_experts": given.experts, "vocab_size": given.vocab}
         source = synthetic.make(given.place / f"checkpoint-{given.experts}-{given.vocab}", **sizes)
         size, took = sum(f.stat().st_size for f in source.iterdir()), time.perf_counter() - start
-        print(f"| make the checkpoint, {size / 1e9:.2f} GB | {took:.1f} s | | | | |", flush=True)
+        print(f"| make the checkpoint, {size / 1e9:.2f} GB | {took:.1f} s | | | | | |", flush=True)
         print(*measure(given.place, source, given.recipe, native), sep="\n", flush=True)
     finally:
         if fresh and not given.keep:
