@@ -4,6 +4,7 @@ Each is the CPU's instruction where it has one, and plain LLVM where it has not,
 """
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -14,7 +15,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.errors import TypingError
 
 from refimpl.arith.simd import I32, Lanes, Vector, call, inlined, primitive, select
-from refimpl.arith.simd_lanes import convert, reinterpret, shuffle
+from refimpl.arith.simd_lanes import convert, lookup, reinterpret, shuffle
 
 I8, I16 = ir.IntType(8), ir.IntType(16)
 
@@ -88,6 +89,35 @@ ADD_FOURS = instructions(
     ("avx512vnni", 32, "llvm.x86.avx512.vpdpbusd.256"),
     ("avxvnni", 32, "llvm.x86.avx512.vpdpbusd.256"),
 )
+
+
+SHUFFLE_BYTES = instructions(
+    ("avx512bw", 64, "llvm.x86.avx512.pshuf.b.512"),
+    ("avx2", 32, "llvm.x86.avx2.pshuf.b"),
+    ("ssse3", 16, "llvm.x86.ssse3.pshuf.b.128"),
+)
+
+
+def table(values: Sequence[int]) -> Any:
+    """As simd_lanes.lookup, by the CPU's own lookup where it has one: uint8 lanes 0..15 -> int8 lanes values[lane]."""
+    if "ssse3" not in FEATURES:
+        return lookup(values)
+
+    def look(tc: Any, codes: Any) -> Any:
+        need(codes, types.uint8, 16, "table()")
+        vector = Vector(types.int8, codes.n)
+        lanes, name = SHUFFLE_BYTES(codes.n)
+
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            part = ir.VectorType(I8, lanes)
+            held = ir.Constant(part, [v & 255 for v in values] * (lanes // 16))
+            return whole(
+                builder, [call(builder, name, part, [held, p]) for p in pieces(builder, args[0], lanes)]
+            )
+
+        return vector(codes), emit
+
+    return primitive(look)
 
 
 def add_pairs(x: Any, y: Any, result: Any, way: Any, x_signed: bool) -> Any:

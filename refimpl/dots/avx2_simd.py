@@ -3,8 +3,32 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import avx2_jit, many_simd, runs_simd, small_simd, super_simd
-from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from refimpl.dots import (
+    avx2_jit,
+    iq4_xs_simd,
+    levels_simd,
+    many_simd,
+    nvfp4_simd,
+    runs_simd,
+    small_simd,
+    super_simd,
+)
+from refimpl.quants.formats import (
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    NVFP4,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+)
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -27,6 +51,12 @@ RUNS = {  # and the bias of codes that must lie around 0
 }
 
 
+LEVELS = {  # and the bias of the levels
+    IQ4_NL.id: (levels_simd.avx2_iq4_nl, levels_simd.IQ4_BIAS),
+    MXFP4.id: (levels_simd.avx2_mxfp4, levels_simd.FP4_BIAS),
+}
+
+
 def multiply(
     fmt: int, raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, bsums: Shorts, out: Floats
 ) -> None:
@@ -41,5 +71,13 @@ def multiply(
     elif fmt in SMALL and len(raw) >= small_simd.ROWS:
         kernel, bias = SMALL[fmt]
         kernel(raw, acts, act_d, act_s, small_simd.sum_fours(acts, bias), out)
+    elif fmt in LEVELS and len(raw) >= small_simd.ROWS:
+        level, bias = LEVELS[fmt]
+        level(raw, acts, act_d, small_simd.sum_fours(acts, bias), out)
+    elif fmt == NVFP4.id and len(raw) >= small_simd.ROWS:
+        acts = nvfp4_simd.sort(acts)
+        nvfp4_simd.avx2_nvfp4(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.FP4_BIAS), out)
+    elif fmt == IQ4_XS.id:
+        iq4_xs_simd.avx2_iq4_xs(raw, iq4_xs_simd.sort(acts), act_d, out)
     else:
         avx2_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, out)

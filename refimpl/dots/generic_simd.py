@@ -3,8 +3,23 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import generic_jit, runs_simd, small_simd, super_simd
-from refimpl.quants.formats import Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from refimpl.dots import generic_jit, levels_simd, nvfp4_simd, runs_simd, small_simd, super_simd
+from refimpl.quants.formats import (
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    NVFP4,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+)
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -22,6 +37,13 @@ SMALL = {  # and the bias of the codes
 TURNED = {  # and the bias of codes that must lie around 0
     Q3_K.id: (runs_simd.generic_q3_k, 4),
     Q5_K.id: (runs_simd.generic_q5_k, 0),
+}
+
+
+LEVELS = {  # and the bias of the levels
+    IQ4_NL.id: (levels_simd.generic_iq4_nl, levels_simd.IQ4_BIAS),
+    MXFP4.id: (levels_simd.generic_mxfp4, levels_simd.FP4_BIAS),
+    IQ4_XS.id: (levels_simd.generic_iq4_xs, levels_simd.IQ4_BIAS),
 }
 
 
@@ -50,6 +72,13 @@ def multiply(
     elif fmt in SMALL and len(raw) >= small_simd.ROWS:
         kernel, bias = SMALL[fmt]
         kernel(raw, acts, act_d, act_s, small_simd.sum_fours(acts, bias), fused, out)
+    elif fmt in LEVELS and len(raw) >= small_simd.ROWS:
+        level, bias = LEVELS[fmt]
+        level(raw, acts, act_d, small_simd.sum_fours(acts, bias), fused, out)
+    elif fmt == NVFP4.id and len(raw) >= small_simd.ROWS:
+        acts = nvfp4_simd.sort(acts)
+        fours = small_simd.sum_fours(acts, levels_simd.FP4_BIAS)
+        nvfp4_simd.generic_nvfp4(raw, acts, act_d, fours, fused, out)
     else:
         generic_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, fused, out)
 

@@ -14,11 +14,12 @@ from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_dot import add_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
-from refimpl.dots import avx2_simd, tiled_jit
+from refimpl.dots import avx2_simd, levels_simd, small_simd, tiled_jit
 from refimpl.dots.factors import FACTORS
+from refimpl.dots.levels_simd import IQ4_XS_BYTES, unpack_iq4_xs
 from refimpl.dots.super_simd import EVEN
 from refimpl.dots.unpack_simd import unpack_q2_k, unpack_q3_k, unpack_q4_k, unpack_q5_k, unpack_q6_k
-from refimpl.quants.formats import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
+from refimpl.quants.formats import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
@@ -217,12 +218,18 @@ def tiled_q6_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats
     multiply_tiles(unpack_q6_k, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
 
 
+@jit
+def tiled_iq4_xs(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_iq4_xs, 8, False, IQ4_XS_BYTES, raw, acts, sums, act_d, out)
+
+
 KERNELS = {  # and how many groups of 16 a scale holds for
     Q2_K.id: (tiled_q2_k, 1),
     Q3_K.id: (tiled_q3_k, 1),
     Q4_K.id: (tiled_q4_k, 2),
     Q5_K.id: (tiled_q5_k, 2),
     Q6_K.id: (tiled_q6_k, 1),
+    IQ4_XS.id: (tiled_iq4_xs, 2),
 }
 
 
@@ -254,6 +261,8 @@ def multiply(
         kernel, joined = KERNELS[fmt]
         codes, sums, steps = lay_out(acts, act_d, bsums, joined)
         kernel(raw, codes, sums, steps, out)
+    elif fmt == IQ4_NL.id and len(raw) >= small_simd.ROWS:
+        levels_simd.tiled_iq4_nl(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.IQ4_BIAS), out)
     elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET and fmt not in FACTORS:
         avx2_simd.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
     else:
