@@ -12,6 +12,7 @@ from refimpl.dots import (
     runs_simd,
     small_simd,
     super_simd,
+    ternary_simd,
 )
 from refimpl.quants.formats import (
     IQ4_NL,
@@ -77,6 +78,8 @@ def multiply(
     elif fmt == NVFP4.id and len(raw) >= small_simd.ROWS:
         acts = nvfp4_simd.sort(acts)
         nvfp4_simd.avx2_nvfp4(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.FP4_BIAS), out)
+    elif fmt in ternary_simd.AVX2:
+        ternary_simd.AVX2[fmt](raw, acts, act_d, bsums, out)
     elif fmt == IQ4_XS.id:
         iq4_xs_simd.avx2_iq4_xs(raw, iq4_xs_simd.sort(acts), act_d, out)
     else:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import generic_jit, levels_simd, nvfp4_simd, runs_simd, small_simd, super_simd
+from refimpl.dots import generic_jit, levels_simd, nvfp4_simd, runs_simd, small_simd, super_simd, ternary_simd
 from refimpl.quants.formats import (
     IQ4_NL,
     IQ4_XS,
@@ -79,6 +79,8 @@ def multiply(
         acts = nvfp4_simd.sort(acts)
         fours = small_simd.sum_fours(acts, levels_simd.FP4_BIAS)
         nvfp4_simd.generic_nvfp4(raw, acts, act_d, fours, fused, out)
+    elif fmt in ternary_simd.GENERIC:
+        ternary_simd.GENERIC[fmt](raw, acts, act_d, bsums, fused, out)
     else:
         generic_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, fused, out)
 
