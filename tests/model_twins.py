@@ -46,6 +46,10 @@ def check_dsa(twin: ModuleType, draw: Any) -> Pairs:
         twin.add_heads(q, k, weights, out)
         yield "add_heads", out, dsa.add_heads(q, k, weights, conventions("refimpl"), reference=True)
         return
+    x = draw.weights(64)
+    out = nan(*x.shape)
+    twin.hadamard(x, np.float32(64**-0.5), out)
+    yield "hadamard", out, dsa.hadamard(x, reference=True)
     for scores in (gaussian(draw.rng, 3, keys), draw.rng.choice(np.float32(SCORES), (3, keys))):
         for first, count in ((keys - 3, 3), (4, 4)):
             chosen = np.full((3, count), -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refimpl
-from refimpl import dots, quants
+from refimpl import dots, engine, quants
 from refimpl.arith.sums import dot_lanes
 from refimpl.dots import encoders
 from refimpl.dots.planes import split
@@ -148,6 +148,12 @@ def test_encoded_tokens_are_taken_apart_in_one_call_as_by_the_planes(name):
         for got, want in zip(dots._split(raw, kind), split(raw, kind), strict=True):
             assert got.shape == want.shape and got.dtype == want.dtype
             assert got.tobytes() == want.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def spread_small_work(monkeypatch):
+    """Threads take part however small the work is, so that the tests of threads need not be long."""
+    monkeypatch.setattr(engine, "ENOUGH", 1)
 
 
 @pytest.mark.parametrize("jobs", [2, 3])

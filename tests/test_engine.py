@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from refimpl import engine
 from refimpl.engine import map_units
 
 
@@ -53,3 +54,10 @@ def test_an_error_of_the_work_is_raised(jobs):
 
     with pytest.raises(ValueError, match="unit five"):
         list(map_units(range(20), work, jobs))
+
+
+def test_small_work_is_not_spread_over_threads():
+    few, many = engine.ENOUGH - 1, 100 * engine.ENOUGH
+    assert [engine.threads_worth(8, size) for size in (0, few, few + 1, many)] == [1, 1, 2, 8]
+    assert [engine.threads_worth(8, size, times=4) for size in (few + 1, 4 * few + 4)] == [1, 2]
+    assert engine.threads_worth(1, many) == 1

@@ -166,7 +166,8 @@ def test_weights_of_experts_that_are_not_normalised_are_not_ours(tmp_path, value
 @pytest.mark.parametrize(
     "fmt, activation", [("q8_0", "q8_0"), ("q4_k", "q8_k"), ("bf16", "f32"), ("q6_k", "f32")]
 )
-def test_many_heads_multiply_to_the_bits_of_each_alone(fmt, activation, order):
+def test_many_heads_multiply_to_the_bits_of_each_alone(fmt, activation, order, monkeypatch):
+    monkeypatch.setattr("refimpl.engine.ENOUGH", 1)  # two threads, however small the work is
     random = np.random.default_rng(5)
     w, x = (
         random.standard_normal((3, 5, 256)).astype(np.float32),
@@ -215,6 +216,7 @@ def test_keys_that_are_not_selected_cost_nothing(model, monkeypatch):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_long_prompt_in_parts_and_each_query_alone_give_the_same_bits(logits, monkeypatch, jobs):
     model = refimpl.load(TINY, jobs=jobs)
+    monkeypatch.setattr("refimpl.engine.ENOUGH", 1)  # two threads, however small the work is
     monkeypatch.setattr(dsa, "QUERIES", 20)
     monkeypatch.setattr(dsa, "AT_ONCE", 7 * 32 * 90)
     monkeypatch.setattr(mla, "CHOSEN", 5 * 2 * 64)

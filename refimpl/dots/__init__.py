@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.engine import share
+from refimpl.engine import share, threads_worth
 from refimpl.quants import allocate, dequantize
 from refimpl.quants.formats import CODEBOOKS, Format, activations, find_codec
 
@@ -109,6 +109,7 @@ def matmul(
         return out
     if not out.size:
         return out
+    jobs = threads_worth(jobs, x.size * len(raw), _times(activation, len(x)))
     once = None if reference else _find_once(fmt, order, len(x), len(raw) // jobs)
     if once is not None and jobs == 1:
         once(raw, x, out)
@@ -154,6 +155,7 @@ def matmul_each(
         for h in range(heads):
             out[h] = matmul(raw[h], fmt, x[h], activation, order)
         return out
+    jobs = threads_worth(jobs, x.size * m, _times(activation, t))
     once = _find_once(fmt, order, t, m)
     if once is not None:
 
@@ -176,6 +178,11 @@ def matmul_each(
 
     share(work, heads, jobs)
     return out
+
+
+def _times(activation: str, tokens: int) -> int:
+    """How much more work threads take to be worth it: each lays many encoded tokens out for itself."""
+    return 1 if activation == "f32" or tokens < FEW else 4
 
 
 def _find_once(fmt: Format, order: str, tokens: int, rows: int) -> Any:

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.engine import share
+from refimpl.engine import share, threads_worth
 from refimpl.files.hparams import Hparams
 from refimpl.model.config import Conventions
 from refimpl.model.norm import layer_norm
@@ -55,9 +55,16 @@ def index_queries(
     return q, tap("indexer_weights", weights)
 
 
-def hadamard(x: Array) -> Array:  # [..., n] -> [..., n], n a power of two
-    """x H / sqrt(n), H of +1 and -1 by Sylvester's rule: it spreads outliers, and leaves dot products alone."""
+def hadamard(x: Array, reference: bool = False) -> Array:  # [..., n] -> [..., n], n a power of two
+    """x H / sqrt(n), H of +1 and -1 by Sylvester's rule: it spreads outliers, and leaves dot products alone.
+
+    reference : True takes the NumPy text for float32 too
+    """
     n, half, y = x.shape[-1], 1, np.ascontiguousarray(x)
+    if x.dtype == np.float32 and not reference:
+        out = np.empty((y.size // n, n), np.float32)
+        import_module("refimpl.model.dsa_jit").hadamard(y.reshape(out.shape), np.float32(n**-0.5), out)
+        return out.reshape(x.shape)
     while half < n:
         pairs, y = y.reshape(-1, 2, half), np.empty_like(y)
         turned = y.reshape(-1, 2, half)
@@ -92,11 +99,12 @@ def add_heads(
     tokens, width = len(q), q.shape[-1]
     if q.dtype == np.float32 and width % 16 == 0 and width <= WIDEST and not reference:
         kernel, q, k = import_module("refimpl.model.dsa_simd").add_heads, *map(np.ascontiguousarray, (q, k))
+        jobs = threads_worth(conv.jobs, q.size * len(k))
         weights, out = np.ascontiguousarray(weights), np.empty((tokens, len(k)), np.float32)
         if tokens == 1:
-            share(lambda some: kernel(q, k[some], weights, out[:, some].reshape(1, -1)), len(k), conv.jobs)
+            share(lambda some: kernel(q, k[some], weights, out[:, some].reshape(1, -1)), len(k), jobs)
         else:
-            share(lambda some: kernel(q[some], k, weights[some], out[some]), tokens, conv.jobs)
+            share(lambda some: kernel(q[some], k, weights[some], out[some]), tokens, jobs)
         return out
     heads = np.maximum(product(q.reshape(-1, width), k, conv).reshape(*q.shape[:2], len(k)), 0)
     total = np.zeros((tokens, len(k)), q.dtype)

@@ -1,4 +1,4 @@
-"""The choice of keys for kernels: the twin of dsa.select_topk for queries that see more keys than they may choose."""
+"""The indexer for kernels: twins of dsa.hadamard, and of dsa.select_topk for queries that see more keys than K."""
 
 from typing import Any
 
@@ -53,3 +53,20 @@ def select_topk(scores: Array, first: int, chosen: Array) -> None:
                 level -= ranks[s] == low
                 chosen[t, k] = s
                 k += 1
+
+
+@jit
+def hadamard(x: Array, scale: np.float32, out: Array) -> None:
+    """x H * scale: sums and differences of neighbours, then of neighbouring pairs: x [N, n] -> out [N, n] float32."""
+    n = x.shape[1]
+    for t in range(x.shape[0]):
+        out[t] = x[t]
+        half = 1
+        while half < n:
+            for start in range(0, n, 2 * half):
+                for i in range(start, start + half):
+                    a, b = out[t, i], out[t, i + half]
+                    out[t, i], out[t, i + half] = a + b, a - b
+            half *= 2
+        for i in range(n):
+            out[t, i] = out[t, i] * scale

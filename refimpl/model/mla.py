@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.sums import add_lanes
-from refimpl.engine import share
+from refimpl.engine import share, threads_worth
 from refimpl.files.hparams import Hparams
 from refimpl.model import dsa
 from refimpl.model.cache import Cache, rounded
@@ -72,7 +72,7 @@ def mix_chosen(
         p = softmax(scores[some] * q.dtype.type(scale))
         gather.mix_rows(rounded(p, "f16") if conv.kv == "f16" else p, values, rows[some], out[some])
 
-    share(work, len(q), conv.jobs)
+    share(work, len(q), threads_worth(conv.jobs, 2 * q.size * rows.shape[1]))
     return out
 
 

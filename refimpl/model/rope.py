@@ -26,10 +26,9 @@ def angles(
     """
     angle: Array
     if rule == "f32-steps":
-        step, turned = np.float32(theta) ** np.float32(-2 / n), [positions.astype(np.float32)]
-        for _ in range(n // 2 - 1):
-            turned.append(turned[-1] * step)
-        angle = np.stack(turned, -1)
+        factors = np.full((len(positions), n // 2), np.float32(theta) ** np.float32(-2 / n), np.float32)
+        factors[:, 0] = positions
+        angle = np.multiply.accumulate(factors, axis=1)
     elif rule == "f32":
         power = np.float32(theta) ** (np.arange(0, n, 2, dtype=np.float32) / np.float32(n))
         angle = positions.astype(np.float32)[:, None] * (np.float32(1) / power)
