@@ -255,7 +255,7 @@ IQ1_S = Format(
     "iq1_s",
     256,
     _block(("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8)),
-    tuned=("dequantize",),
+    tuned=CODEC,
     ruled=False,
     needy=True,
     steps=2,

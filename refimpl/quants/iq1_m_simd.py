@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import Lanes, Scratch, fill, inlined, select
-from refimpl.arith.simd_lanes import constants, decode_half, first, mask_bits
+from refimpl.arith.simd import Scratch, fill, inlined
+from refimpl.arith.simd_lanes import decode_half, first
 from refimpl.arith.simd_memory import fence, get, load, peek, prefetch, put, stack, store
 from refimpl.quants.formats import IQ1_M
 from refimpl.quants.grid_search_jit import mean_square
@@ -19,6 +19,7 @@ from refimpl.quants.grids import refuse
 from refimpl.quants.grids_simd import load_eighths, put_eight, shift_weights
 from refimpl.quants.iq1_m_jit import EPSILON, take_cuts, weigh_sub, write_scales, write_sub
 from refimpl.quants.search_simd import ZERO, is_streamed, put_weights
+from refimpl.quants.ternary_cuts_simd import Best, attempt, sort
 from refimpl.quants.ternary_search_jit import LEAST, Search, find_size, make_search
 
 Floats = NDArray[np.float32]
@@ -30,7 +31,6 @@ QS, QH, SCALES = IQ1_M.offset("qs"), IQ1_M.offset("qh"), IQ1_M.offset("scales")
 EIGHTHS = load_eighths()
 SUB = 16  # weights of a group, and groups of a block
 TILE = 272  # sums up to each of 17 cuts, of 16 groups
-LANES = constants("int32", range(SUB))
 # With a, b, c = shift - 1, shift, shift + 1 for shift = 1/8 and -1/8: c, a*a - b*b, b*b - c*c, all of them exact
 UP, UP_LOW, UP_HIGH = np.float32(1.125), np.float32(0.75), np.float32(-1.25)
 DOWN, DOWN_LOW, DOWN_HIGH = np.float32(0.875), np.float32(1.25), np.float32(-0.75)
@@ -43,14 +43,6 @@ class Cuts(NamedTuple):
     x1: Scratch
     w0: Scratch
     w1: Scratch
-
-
-class Best(NamedTuple):
-    """The best cuts so far of 16 groups."""
-
-    merit: Lanes  # what they take off the error
-    scale: Lanes
-    place: Lanes  # 4 * (17 * first + second) + found, or -1
 
 
 def quantize(x: Floats, imatrix: Floats, rows_per_expert: int, out: Bytes) -> None:
@@ -81,25 +73,12 @@ def encode(x: Floats, imatrix: Floats, rows_per_expert: int, s: Search, out: Byt
             mean = mean_square(group, 2)
             for j in range(SUB):
                 weigh_sub(group, weights, mean, j, s)
-                sort(group, SUB * j, orders[j])
+                sort(group, SUB * j, SUB, orders[j])
                 lay_out(s, orders[j], cuts, j)
             lost = write_groups(group, weights, mean, s, orders, scales, cuts, block)
             if lost and refused < 0:
                 refused = r * blocks + b
     return refused
-
-
-@inlined
-def sort(x: Floats, at: int, order: Integers) -> None:
-    """order: 16 weights in ascending order, equal ones in order. The rank of one counts those before it."""
-    v, rank = load(x, at, 16), fill(np.int32(0), 16)
-    for k in range(SUB):
-        before = (get(x, at + k) < v) | ((get(x, at + k) == v) & (LANES() > np.int32(k)))
-        rank += select(before, fill(np.int32(1), 16), np.int32(0))
-    ranks = stack(np.int32, 16)
-    store(ranks, 0, rank)
-    for k in range(SUB):
-        order[get(ranks, k)] = k
 
 
 @inlined
@@ -126,20 +105,6 @@ def add_up(terms: Scratch) -> None:
 
 
 @inlined
-def attempt(best: Best, place: np.int32, sum_qx: Lanes, sum_q2: Lanes) -> Best:
-    """The better of what is best so far and one cut."""
-    better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best.merit * sum_q2)
-    if mask_bits(better) != np.uint64(0):
-        scale = sum_qx / sum_q2
-        best = Best(
-            select(better, scale * sum_qx, best.merit),
-            select(better, scale, best.scale),
-            select(better, place, best.place),
-        )
-    return best
-
-
-@inlined
 def find_cuts(c: Cuts) -> Best:
     """Cut every group in three, under either shift of either half, where the error is least."""
     add_up(c.x0)
@@ -147,7 +112,9 @@ def find_cuts(c: Cuts) -> Best:
     add_up(c.w0)
     add_up(c.w1)
     x0, x1, w0, w1 = load(c.x0, 256, 16), load(c.x1, 256, 16), load(c.w0, 256, 16), load(c.w1, 256, 16)
-    best = Best(fill(LEAST, 16), fill(ZERO, 16), fill(np.int32(-1), 16))
+    best = Best(
+        fill(LEAST, 16), fill(ZERO, 16), fill(np.int32(-1), 16)
+    )  # place: 4 * (17 * first + second) + found
     for i in range(SUB + 1):
         xi0, xi1, wi0, wi1 = (
             load(c.x0, SUB * i, 16),

@@ -84,9 +84,15 @@ def find_cuts(s: Search, scale: Any) -> Any:
                     scale = sum_qx / sum_q2
                     best = scale * sum_qx
                     first, second, up = i, j, 1 - k
+    take_cuts(s, first, second, up)
+    return scale, first >= 0
+
+
+@jit
+def take_cuts(s: Search, first: int, second: int, up: int) -> None:
+    """The codes between the cuts, and the shift."""
     cut(s, first, second)
     s.up[:] = up
-    return scale, first >= 0
 
 
 @jit
@@ -98,6 +104,12 @@ def fit_sub(s: Search, block: Bytes, j: int) -> Any:
     scale, some = find_cuts(s, size)
     if not some:
         return ZERO, False
+    return write_sub(s, scale, block, j)
+
+
+@jit
+def write_sub(s: Search, scale: Any, block: Bytes, j: int) -> Any:
+    """Write the numbers and the shift of codes that were cut under a scale. return : scale >= 0, lost."""
     if scale < ZERO:
         turn(s)
     scale, lost = snap(s, abs(scale))
@@ -115,20 +127,32 @@ def quantize_block(x: Floats, imatrix: Floats, s: Search, scales: Floats, block:
     block[:] = 0
     mean, lost = mean_square(x, 2), False
     for j in range(WEIGHTS // SUB):
-        for i in range(SUB):
-            s.x[i] = x[SUB * j + i]
-            s.weights[i] = imatrix[SUB * j + i] * np.sqrt(mean + s.x[i] * s.x[i])  # BLOCK_W
+        weigh_sub(x, imatrix, mean, j, s)
         scales[j], gone = fit_sub(s, block, j)
         lost |= gone
+    write_scales(scales, block)
+    return lost
+
+
+@jit
+def weigh_sub(x: Floats, imatrix: Floats, mean: Any, j: int, s: Search) -> None:
+    """Take 32 weights of a block and weigh them: imatrix * sqrt(mean + x^2)."""
+    for i in range(SUB):
+        s.x[i] = x[SUB * j + i]
+        s.weights[i] = imatrix[SUB * j + i] * np.sqrt(mean + s.x[i] * s.x[i])  # BLOCK_W
+
+
+@jit
+def write_scales(scales: Floats, block: Bytes) -> None:
+    """Write the scales and their d; no shifts where all scales are 0."""
     if scales.max() == ZERO:
         for j in range(WEIGHTS // SUB):
             block[QH + 2 * j + 1] &= 0x7F
-        return lost
+        return
     step = find_step(scales, 8)
     write_half(encode_half(step * RAISED), block)
     for j in range(WEIGHTS // SUB):
         block[QH + 2 * j + 1] |= round_scale(scales[j], ONE / step, 8) << 4
-    return lost
 
 
 @jit

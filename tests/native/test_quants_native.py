@@ -1,5 +1,6 @@
 """Every byte that we write and every weight that we read, against ggml itself."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -21,6 +22,8 @@ CODED = [
 RULED = [name for name in CODED if formats[name].ruled]
 FLOATS = ["f16", "bf16"]
 MILLION = 1_000_000
+# REFIMPL_MILLIONS=10 pytest tests/native/test_quants_native.py -k million: so many for every type and imatrix
+MILLIONS = int(os.environ.get("REFIMPL_MILLIONS", "0"))
 
 
 def encode_portably(x: Array, fmt: str, imatrix: Array | None) -> Array:
@@ -80,7 +83,7 @@ def test_random_bytes_decode_as_ggml_decodes_them(fmt: str) -> None:
 def test_ten_million_random_weights_equal_ggml(fmt: str, importance: str) -> None:
     """Ten million without an imatrix, four with each; half of them as BF16 sources have them."""
     rng = np.random.default_rng([4, CODED.index(fmt)])
-    n, remaining = 6144, (10 if importance == "none" else 4) * MILLION
+    n, remaining = 6144, (MILLIONS or (10 if importance == "none" else 4)) * MILLION
     while remaining > 0:
         x = gaussian(rng, 100, n) * (10.0 ** rng.uniform(-3, 1, (100, 1))).astype(np.float32)
         if rng.random() < 0.5:
