@@ -49,7 +49,9 @@ def fit_scale_min(
 
     Rounds: every operation, to float32.
     Source: ggml-quants.c make_qkx2_quants and make_qkx3_quants, llama.cpp 0c1e570: given weights and finite x
-    the two compute the same.
+    the two compute the same. The library in xllamacpp 2026.10 clamps to 0..top before it rounds in the trials of
+    make_qkx3_quants, and only there. That differs where nearest_int wraps, beyond 2^22: seen in sub-blocks of few
+    weights beside zeros whose importances span tens of orders of magnitude, once their min has shrunk to noise.
     """
     low, high = x[:, 0], x[:, 0]
     sum_w, sum_x = weights[:, 0], weights[:, 0] * x[:, 0]
