@@ -163,6 +163,20 @@ def first(tc: Any, x: Any) -> Any:
 
 
 @primitive
+def of_eight(tc: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Eight scalars of one type as lanes. What was read from memory goes from there to its lane."""
+    vector = Vector(a, 8)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = ir.Constant(vector.llvm, ir.Undefined)
+        for k, scalar in enumerate(args):
+            value = builder.insert_element(value, scalar, ir.Constant(I32, k))
+        return value
+
+    return vector(*[a] * 8), emit
+
+
+@primitive
 def mask_bits(tc: Any, mask: Any) -> Any:
     """A mask of up to 64 lanes as uint64: bit k is lane k."""
 

@@ -1,5 +1,7 @@
 """The order `avx2` on vectors: which kernel multiplies each format, and what it takes of the activations."""
 
+from importlib import import_module
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from refimpl.dots import (
     super_simd,
     ternary_simd,
 )
+from refimpl.dots.factors import FACTORS, SHIFTED
 from refimpl.quants.formats import (
     IQ4_NL,
     IQ4_XS,
@@ -80,6 +83,10 @@ def multiply(
         nvfp4_simd.avx2_nvfp4(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.FP4_BIAS), out)
     elif fmt in ternary_simd.AVX2:
         ternary_simd.AVX2[fmt](raw, acts, act_d, bsums, out)
+    elif fmt in FACTORS and fmt not in SHIFTED:
+        signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
+        signed.AVX2[fmt](raw, acts, act_d, out)
+        out *= FACTORS[fmt]
     elif fmt == IQ4_XS.id:
         iq4_xs_simd.avx2_iq4_xs(raw, iq4_xs_simd.sort(acts), act_d, out)
     else:

@@ -1,9 +1,12 @@
 """The orders `generic` and `generic-fma` on vectors: which kernel multiplies each format, and what it takes."""
 
+from importlib import import_module
+
 import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.dots import generic_jit, levels_simd, nvfp4_simd, runs_simd, small_simd, super_simd, ternary_simd
+from refimpl.dots.factors import FACTORS, SHIFTED
 from refimpl.quants.formats import (
     IQ4_NL,
     IQ4_XS,
@@ -81,6 +84,10 @@ def multiply(
         nvfp4_simd.generic_nvfp4(raw, acts, act_d, fours, fused, out)
     elif fmt in ternary_simd.GENERIC:
         ternary_simd.GENERIC[fmt](raw, acts, act_d, bsums, fused, out)
+    elif fmt in FACTORS and fmt not in SHIFTED:
+        signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
+        signed.GENERIC[fmt](raw, acts, act_d, fused, out)
+        out *= FACTORS[fmt]
     else:
         generic_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, fused, out)
 

@@ -1,0 +1,242 @@
+"""The integers of blocks of IQ2 and IQ3, times activations, on vectors: for signed_simd.py.
+
+Each total_X(raw, at, acts, i) gives them in lanes of 4 weights, int32 [16]: lanes k and k + 8 belong together. Points
+go from their grids to their lanes, 8 or 16 at a time; signs are given to the activations.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.arith.simd import Lanes, fill, inlined, select
+from refimpl.arith.simd_dot import multiply_bytes, multiply_words
+from refimpl.arith.simd_lanes import (
+    constants,
+    convert,
+    join,
+    mask_from,
+    of_eight,
+    permutation,
+    reinterpret,
+)
+from refimpl.arith.simd_memory import get, load, peek, stack, store
+from refimpl.dots.super_simd import S0123, S89AB, S4567, SCDEF
+from refimpl.quants.formats import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
+from refimpl.quants.grids import load_grid
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+Shorts = NDArray[np.int16]
+Floats = NDArray[np.float32]
+
+XXS_BYTES, XXS_QS = IQ2_XXS.block.itemsize, IQ2_XXS.offset("qs")
+XS_BYTES, XS_QS, XS_SCALES = IQ2_XS.block.itemsize, IQ2_XS.offset("qs"), IQ2_XS.offset("scales")
+S_BYTES, S_QS, S_QH, S_SCALES = IQ2_S.block.itemsize, *map(IQ2_S.offset, ("qs", "qh", "scales"))
+XXS3_BYTES, XXS3_QS = IQ3_XXS.block.itemsize, IQ3_XXS.offset("qs")
+S3_BYTES, S3_QS, S3_QH = IQ3_S.block.itemsize, IQ3_S.offset("qs"), IQ3_S.offset("qh")
+S3_SIGNS, S3_SCALES = IQ3_S.offset("signs"), IQ3_S.offset("scales")
+XXS_POINTS, XS_POINTS, S_POINTS = (load_grid(name).points for name in ("iq2_xxs", "iq2_xs", "iq2_s"))
+XXS3_POINTS, S3_POINTS = (load_grid(name).points for name in ("iq3_xxs", "iq3_s"))
+
+ODD_WORDS = permutation(range(1, 16, 2))
+FOUR_EACH, TWICE = permutation([k // 4 for k in range(32)]), permutation([k // 2 for k in range(16)])
+FOUR_TIMES_4 = permutation([k // 4 for k in range(16)])
+SEVENS = constants("uint32", [k % 4 * 7 for k in range(32)])
+NIBBLES, PAIRED = (
+    constants("uint8", [0, 4] * 8),
+    constants("uint8", [k // 2 % 2 * 4 for k in range(16)]),
+)
+
+
+@inlined
+def complete(seven: Lanes) -> Lanes:
+    """Seven signs and the eighth, which makes their number even: uint8 lanes."""
+    odd = seven ^ (seven >> np.uint8(4))
+    odd = odd ^ (odd >> np.uint8(2))
+    odd = odd ^ (odd >> np.uint8(1))
+    return seven | ((odd & np.uint8(1)) << np.uint8(7))
+
+
+@inlined
+def split_words(words: Lanes) -> Any:
+    """Of 8 words of 4 times seven signs and a level of 4 bits: signs, uint8 [32]; scales, int16 [16]."""
+    sevens = convert((FOUR_EACH(words) >> SEVENS()) & np.uint32(127), np.uint8)
+    return complete(sevens), TWICE(make_scales(convert(words >> np.uint32(28), np.uint16)))
+
+
+@inlined
+def make_scales(levels: Lanes) -> Lanes:
+    """2 * level + 1 as int16."""
+    return reinterpret(levels + levels, np.int16) + np.int16(1)
+
+
+@inlined
+def multiply_points(point: Lanes, signs: Any, j: Any, acts: Codes, i: Any, scales: Lanes) -> Lanes:
+    """64 weights' integers, int32 [16].
+
+    point  : 64 points, side by side in wider lanes
+    signs  : from byte j on, a bit for each
+    acts   : from i on
+    scales : int16 [32], one for two weights
+    """
+    x, minus = load(acts, i, 64), mask_from(peek(signs, j, np.uint64))
+    signed = select(minus, fill(np.int8(0), 64) - x, x)
+    return multiply_words(multiply_bytes(reinterpret(point, np.uint8), signed), scales)
+
+
+@inlined
+def eight(points: Codes, number: Any) -> np.uint64:
+    """A point of eight weights."""
+    return peek(points, 8 * np.int64(number), np.uint64)
+
+
+@inlined
+def four(points: Codes, number: Any) -> np.uint32:
+    """A point of four weights."""
+    return peek(points, 4 * np.int64(number), np.uint32)
+
+
+@inlined
+def byte(words: Any, k: int) -> np.int64:
+    return np.int64((words >> np.uint64(8 * k)) & np.uint64(255))
+
+
+@inlined
+def part_iq2_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    j, p = at + XXS_QS + 16 * k, XXS_POINTS
+    m, n = np.uint64(peek(raw, j, np.uint32)), np.uint64(peek(raw, j + 8, np.uint32))
+    point = of_eight(
+        eight(p, byte(m, 0)), eight(p, byte(m, 1)), eight(p, byte(m, 2)), eight(p, byte(m, 3)),
+        eight(p, byte(n, 0)), eight(p, byte(n, 1)), eight(p, byte(n, 2)), eight(p, byte(n, 3)),
+    )  # fmt: skip
+    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def total_iq2_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    signs = stack(np.uint8, 32)
+    bits, scales = split_words(ODD_WORDS(reinterpret(load(raw, at + XXS_QS, 64), np.uint32)))
+    store(signs, 0, bits)
+    total = part_iq2_xxs(raw, at, signs, acts, i, S0123(scales), 0)
+    total = total + part_iq2_xxs(raw, at, signs, acts, i, S4567(scales), 1)
+    total = total + part_iq2_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
+    return total + part_iq2_xxs(raw, at, signs, acts, i, SCDEF(scales), 3)
+
+
+@inlined
+def number_xs(raw: Bytes, at: Any) -> np.int64:
+    return np.int64(peek(raw, at, np.uint16)) & 511
+
+
+@inlined
+def part_iq2_xs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    j, p = at + XS_QS + 16 * k, XS_POINTS
+    point = of_eight(
+        eight(p, number_xs(raw, j)), eight(p, number_xs(raw, j + 2)),
+        eight(p, number_xs(raw, j + 4)), eight(p, number_xs(raw, j + 6)),
+        eight(p, number_xs(raw, j + 8)), eight(p, number_xs(raw, j + 10)),
+        eight(p, number_xs(raw, j + 12)), eight(p, number_xs(raw, j + 14)),
+    )  # fmt: skip
+    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def total_iq2_xs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    signs = stack(np.uint8, 32)
+    words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
+    store(signs, 0, complete(convert(words >> np.uint16(9), np.uint8)))
+    levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    scales = make_scales(convert(levels, np.uint16))
+    total = part_iq2_xs(raw, at, signs, acts, i, S0123(scales), 0)
+    total = total + part_iq2_xs(raw, at, signs, acts, i, S4567(scales), 1)
+    total = total + part_iq2_xs(raw, at, signs, acts, i, S89AB(scales), 2)
+    return total + part_iq2_xs(raw, at, signs, acts, i, SCDEF(scales), 3)
+
+
+@inlined
+def eight_s(raw: Bytes, at: Any, upper: Any, k: int) -> np.uint64:
+    """Point k of 8 of IQ2_S: a byte of its number, two more bits are in the word `upper`."""
+    high = (upper << (8 - 2 * k) if k < 4 else upper >> (2 * k - 8)) & 768
+    return eight(S_POINTS, np.int64(peek(raw, at + k, np.uint8)) | high)
+
+
+@inlined
+def part_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    j, h = at + S_QS + 8 * k, np.int64(peek(raw, at + S_QH + 2 * k, np.uint16))
+    point = of_eight(
+        eight_s(raw, j, h, 0), eight_s(raw, j, h, 1), eight_s(raw, j, h, 2), eight_s(raw, j, h, 3),
+        eight_s(raw, j, h, 4), eight_s(raw, j, h, 5), eight_s(raw, j, h, 6), eight_s(raw, j, h, 7),
+    )  # fmt: skip
+    return multiply_points(point, raw, j + 32, acts, i + 64 * k, scales)
+
+
+@inlined
+def total_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    scales = make_scales(convert(levels, np.uint16))
+    total = part_iq2_s(raw, at, acts, i, S0123(scales), 0)
+    total = total + part_iq2_s(raw, at, acts, i, S4567(scales), 1)
+    total = total + part_iq2_s(raw, at, acts, i, S89AB(scales), 2)
+    return total + part_iq2_s(raw, at, acts, i, SCDEF(scales), 3)
+
+
+@inlined
+def four_s(raw: Bytes, at: Any, ninths: Any, k: int) -> np.uint32:
+    """Point k of 8 of IQ3_S: a byte of its number, and a bit of `ninths`."""
+    return four(S3_POINTS, np.int64(peek(raw, at + k, np.uint8)) | (ninths << (8 - k) & 256))
+
+
+@inlined
+def fours_s(raw: Bytes, at: Any, ninths: Any) -> Lanes:
+    """8 points of IQ3_S: uint32 [8]."""
+    return of_eight(
+        four_s(raw, at, ninths, 0), four_s(raw, at, ninths, 1), four_s(raw, at, ninths, 2), four_s(raw, at, ninths, 3),
+        four_s(raw, at, ninths, 4), four_s(raw, at, ninths, 5), four_s(raw, at, ninths, 6), four_s(raw, at, ninths, 7),
+    )  # fmt: skip
+
+
+@inlined
+def part_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    j, h = at + S3_QS + 16 * k, at + S3_QH + 2 * k
+    one, two = np.int64(peek(raw, h, np.uint8)), np.int64(peek(raw, h + 1, np.uint8))
+    point = join(fours_s(raw, j, one), fours_s(raw, j + 8, two))
+    return multiply_points(point, raw, at + S3_SIGNS + 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def total_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
+    scales = make_scales(convert(levels, np.uint16))
+    total = part_iq3_s(raw, at, acts, i, S0123(scales), 0)
+    total = total + part_iq3_s(raw, at, acts, i, S4567(scales), 1)
+    total = total + part_iq3_s(raw, at, acts, i, S89AB(scales), 2)
+    return total + part_iq3_s(raw, at, acts, i, SCDEF(scales), 3)
+
+
+@inlined
+def fours_xxs(raw: Bytes, at: Any) -> Lanes:
+    """8 points of IQ3_XXS, whose numbers are bytes: uint32 [8]."""
+    p = XXS3_POINTS
+    return of_eight(
+        four(p, get(raw, at)), four(p, get(raw, at + 1)), four(p, get(raw, at + 2)), four(p, get(raw, at + 3)),
+        four(p, get(raw, at + 4)), four(p, get(raw, at + 5)), four(p, get(raw, at + 6)), four(p, get(raw, at + 7)),
+    )  # fmt: skip
+
+
+@inlined
+def part_iq3_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    j = at + XXS3_QS + 16 * k
+    point = join(fours_xxs(raw, j), fours_xxs(raw, j + 8))
+    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def total_iq3_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    signs = stack(np.uint8, 32)
+    bits, scales = split_words(reinterpret(load(raw, at + XXS3_QS + 64, 32), np.uint32))
+    store(signs, 0, bits)
+    total = part_iq3_xxs(raw, at, signs, acts, i, S0123(scales), 0)
+    total = total + part_iq3_xxs(raw, at, signs, acts, i, S4567(scales), 1)
+    total = total + part_iq3_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
+    return total + part_iq3_xxs(raw, at, signs, acts, i, SCDEF(scales), 3)
