@@ -83,7 +83,10 @@ def multiply(
         nvfp4_simd.avx2_nvfp4(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.FP4_BIAS), out)
     elif fmt in ternary_simd.AVX2:
         ternary_simd.AVX2[fmt](raw, acts, act_d, bsums, out)
-    elif fmt in FACTORS and fmt not in SHIFTED:
+    elif fmt in SHIFTED:
+        shifted = import_module("refimpl.dots.shifted_simd")
+        shifted.AVX2[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), out)
+    elif fmt in FACTORS:
         signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
         signed.AVX2[fmt](raw, acts, act_d, out)
         out *= FACTORS[fmt]

@@ -84,7 +84,10 @@ def multiply(
         nvfp4_simd.generic_nvfp4(raw, acts, act_d, fours, fused, out)
     elif fmt in ternary_simd.GENERIC:
         ternary_simd.GENERIC[fmt](raw, acts, act_d, bsums, fused, out)
-    elif fmt in FACTORS and fmt not in SHIFTED:
+    elif fmt in SHIFTED:
+        shifted = import_module("refimpl.dots.shifted_simd")
+        shifted.GENERIC[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), fused, out)
+    elif fmt in FACTORS:
         signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
         signed.GENERIC[fmt](raw, acts, act_d, fused, out)
         out *= FACTORS[fmt]
