@@ -35,9 +35,12 @@ ZERO = np.float32(0)
 @jit
 def put_signed(points: Codes, s: Stored, codes: Codes) -> None:
     """Points with their signs. points : [G, 4 or 8] int8; codes : [256] int8, written."""
-    for i in range(codes.size):
-        value = int(points[s.numbers[i // points.shape[1]], i % points.shape[1]])
-        codes[i] = -value if s.signs[i // 8] >> i % 8 & 1 else value
+    size = points.shape[1]
+    for k in range(codes.size // size):
+        number, signs = s.numbers[k], int(s.signs[k * size // 8]) >> k * size % 8
+        for i in range(size):
+            value = int(points[number, i])
+            codes[k * size + i] = -value if signs >> i & 1 else value
 
 
 @jit

@@ -4,6 +4,7 @@ Tokens are lanes: 32 of them meet 4 rows at a time. 16 rows are taken apart once
 unsigned; what that is too much (the bias times the scale) is taken off by the sums of the activations, as mins are.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -261,9 +262,11 @@ def multiply(
         kernel, joined = KERNELS[fmt]
         codes, sums, steps = lay_out(acts, act_d, bsums, joined)
         kernel(raw, codes, sums, steps, out)
+    elif fmt in FACTORS:  # grids are loaded for who needs them
+        import_module("refimpl.dots.plain_simd").multiply(fmt, raw, acts, act_d, bsums, out)
     elif fmt == IQ4_NL.id and len(raw) >= small_simd.ROWS:
         levels_simd.tiled_iq4_nl(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.IQ4_BIAS), out)
-    elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET and fmt not in FACTORS:
+    elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET:
         avx2_simd.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
     else:
         tiled_jit.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
