@@ -1,11 +1,13 @@
 """Mixture of experts: every token is sent to K of E small MLPs, and to one that all tokens share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.dots import FEW
+from refimpl.engine import share, threads_worth
 from refimpl.files.hparams import Hparams
 from refimpl.model.config import Conventions
 from refimpl.model.mlp import swiglu
@@ -86,19 +88,30 @@ def run_shared(x: Array, w: Layer, conv: Conventions, tap: Tap = silent) -> Arra
 def run_chosen(
     x: Array, chosen: Array, w: Layer, conv: Conventions, tap: Tap = silent
 ) -> Array:  # [T, D], [T, K] -> [T, K, D]
-    """The outputs of every token's experts; each expert runs once, on all tokens that chose it."""
+    """The outputs of every token's experts; each expert runs once, on all tokens that chose it.
+
+    For few tokens threads take whole experts: they part once instead of at each of 3 products of every expert.
+    """
     out = np.empty((*chosen.shape, x.shape[1]), x.dtype)
     inner: dict[str, Array] = {}
-    for e in np.unique(chosen):
-        tokens, slots = np.nonzero(chosen == e)
+    experts, jobs = np.unique(chosen), 1
+    if tap is silent and len(chosen) < FEW and chosen.shape[1] > 1:
+        size = w.expert("ffn_up_exps", int(experts[0])).shape[0] * x.size * chosen.shape[1] * 3
+        jobs, conv = threads_worth(conv.jobs, size), replace(conv, jobs=1)
 
-        def keep(name: str, value: Array, at: tuple[Array, Array] = (tokens, slots)) -> Array:
-            if not hears(tap, name.replace("ffn_", "ffn_moe_")):
+    def run(some: slice) -> None:
+        for e in experts[some]:
+            tokens, slots = np.nonzero(chosen == e)
+
+            def keep(name: str, value: Array, at: tuple[Array, Array] = (tokens, slots)) -> Array:
+                if not hears(tap, name.replace("ffn_", "ffn_moe_")):
+                    return value
+                inner.setdefault(name, np.empty((*chosen.shape, value.shape[1]), value.dtype))[at] = value
                 return value
-            inner.setdefault(name, np.empty((*chosen.shape, value.shape[1]), value.dtype))[at] = value
-            return value
 
-        out[tokens, slots] = run_expert(int(e), x[tokens], w, conv, silent if tap is silent else keep)
+            out[tokens, slots] = run_expert(int(e), x[tokens], w, conv, silent if tap is silent else keep)
+
+    share(run, len(experts), jobs)
     for name, value in inner.items():
         tap(name.replace("ffn_", "ffn_moe_"), value)
     return out
