@@ -192,6 +192,18 @@ def fuse(tc: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, b, c), emit
 
 
+@primitive
+def add_exact(tc: Any, total: Any, a: Any, b: Any) -> Any:
+    """total + a*b of float64 lanes that hold float32: a*b is exact, so fused or not it is the same bits."""
+    if not isinstance(a, Vector) or a.elt != types.float64 or a != b or a != total:
+        raise TypingError(f"add_exact() takes three equal float64 vectors, not {total}, {a}, {b}")
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return call(builder, f"llvm.fmuladd.{a.suffix}", a.llvm, [args[1], args[2], args[0]])
+
+    return a(total, a, b), emit
+
+
 @inlined
 def fuse_by_bits(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """a*b + c of float32 lanes, rounded once, in float64 rounded to odd: see arith.fma."""

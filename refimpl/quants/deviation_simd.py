@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import INTEGER, function, jit, rows
 from refimpl.arith.simd import Lanes, absolute, fill, inlined, maximum
+from refimpl.arith.simd_dot import add_exact
 from refimpl.arith.simd_lanes import as_float32, convert, first, high_half, low_half
 from refimpl.arith.simd_memory import load, prefetch
 from refimpl.quants.search_simd import find_largest
@@ -66,8 +67,8 @@ def measure(
                 d = load(y, i, 32) - x
                 largest = maximum(absolute(d), largest)
                 d64, x64 = convert(d, np.float64), convert(x, np.float64)
-                errors += d64 * d64
-                squares += x64 * x64
+                errors = add_exact(errors, d64, d64)
+                squares = add_exact(squares, x64, x64)
             error = fold(errors)
             if sse.size:
                 sse[row, block] = error
