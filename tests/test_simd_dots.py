@@ -22,6 +22,21 @@ from tests.bits import assert_same_bits
 from tests.dot_inputs import draw_edges, draw_tokens, draw_weights, set_steps
 
 FORMATS = list(dots.PARTNERS)
+# One format of each way to unpack.
+WAYS = [
+    "q8_0",
+    "q5_1",
+    "iq4_nl",
+    "mxfp4",
+    "q2_k",
+    "q4_k",
+    "q6_k",
+    "iq4_xs",
+    "tq1_0",
+    "iq2_xs",
+    "iq3_xxs",
+    "iq1_s",
+]
 ORDERS = {
     "generic": ("generic", [False]),
     "generic-fma": ("generic", [True]),
@@ -172,7 +187,7 @@ def digest(formats):
 @pytest.mark.parametrize(
     ("cpu", "features", "formats"),
     [
-        ("nehalem", "", FORMATS),
+        ("nehalem", "", WAYS),
         ("haswell", "+sse2,+ssse3,+avx,+avx2,+fma,+f16c", ["q8_0", "q5_1", "q4_k", "q6_k"]),
     ],
     ids=["nehalem", "haswell"],
