@@ -36,6 +36,8 @@ WAYS = [
     "iq2_xs",
     "iq3_xxs",
     "iq1_s",
+    "q1_0",
+    "q2_0",
 ]
 ORDERS = {
     "generic": ("generic", [False]),

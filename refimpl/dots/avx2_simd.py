@@ -15,6 +15,7 @@ from refimpl.dots import (
     small_simd,
     super_simd,
     ternary_simd,
+    within_simd,
 )
 from refimpl.dots.factors import FACTORS, SHIFTED
 from refimpl.quants.formats import (
@@ -83,6 +84,8 @@ def multiply(
         nvfp4_simd.avx2_nvfp4(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.FP4_BIAS), out)
     elif fmt in ternary_simd.AVX2:
         ternary_simd.AVX2[fmt](raw, acts, act_d, bsums, out)
+    elif fmt in within_simd.FORMATS and len(raw) >= within_simd.ROWS:
+        within_simd.multiply_avx2(fmt, raw, acts, act_d, out)
     elif fmt in SHIFTED:
         shifted = import_module("refimpl.dots.shifted_simd")
         shifted.AVX2[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), out)

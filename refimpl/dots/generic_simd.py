@@ -5,7 +5,16 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.dots import generic_jit, levels_simd, nvfp4_simd, runs_simd, small_simd, super_simd, ternary_simd
+from refimpl.dots import (
+    generic_jit,
+    levels_simd,
+    nvfp4_simd,
+    runs_simd,
+    small_simd,
+    super_simd,
+    ternary_simd,
+    within_simd,
+)
 from refimpl.dots.factors import FACTORS, SHIFTED
 from refimpl.quants.formats import (
     IQ4_NL,
@@ -84,6 +93,8 @@ def multiply(
         nvfp4_simd.generic_nvfp4(raw, acts, act_d, fours, fused, out)
     elif fmt in ternary_simd.GENERIC:
         ternary_simd.GENERIC[fmt](raw, acts, act_d, bsums, fused, out)
+    elif fmt in within_simd.FORMATS and len(raw) >= within_simd.ROWS:
+        within_simd.multiply_generic(fmt, raw, acts, act_d, fused, out)
     elif fmt in SHIFTED:
         shifted = import_module("refimpl.dots.shifted_simd")
         shifted.GENERIC[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), fused, out)
