@@ -1,6 +1,6 @@
 """The pruning study on the trained tiny model: which experts can it lose, by whose choice, and when does it loop?
 
-    python -m tools.reap_study            # half an hour on one core; writes docs/reap-study/ and the README's table
+    python -m tools.reap_study            # 7 to 30 minutes on one core; writes docs/reap-study/ and the README's table
     python -m tools.reap_study --quick    # a few minutes, to see that it runs; writes nothing
 
 The experts are scored on the first part of each held-out text and everything is measured on the rest. Every
