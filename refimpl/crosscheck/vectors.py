@@ -34,12 +34,8 @@ from refimpl.errors import Usage
 EDITION = 1  # of the layout of these files and of the list of cases
 SHARED = "weights"  # the file of the float32 inputs
 MOST = 256  # blocks of the largest case
-THIN_BLOCKS, THIN_ROWS, RANDOM_BLOCKS, THIN_WEIGHTS = (
-    8,
-    5,
-    24,
-    128,
-)  # what the compact edition keeps of a case
+# What the compact edition keeps of a case.
+THIN_BLOCKS, THIN_ROWS, RANDOM_BLOCKS, THIN_WEIGHTS = 8, 5, 24, 128
 TABLE = ("id", "op", "format", "type", "text", "function", "equality", "rows", "n")
 PLACES = ("x", "y", "want")
 NOWHERE: dict[str, Any] = {"file": "-", "offset": 0, "bytes": 0}

@@ -34,10 +34,7 @@ def select_topk(scores: Array, first: int, chosen: Array) -> None:
         seen = min(first + t + 1, scores.shape[1])
         for s in range(seen):
             ranks[s] = order(scores[t, s], number)
-        low, high = (
-            np.int64(LOWEST),
-            np.int64(HIGHEST),
-        )  # at least `count` keys reach low; high + 1 is reached by fewer
+        low, high = np.int64(LOWEST), np.int64(HIGHEST)  # `count` keys or more reach low, fewer high + 1
         while low < high:
             middle = np.int32((low + high + 1) >> 1)
             reach = np.int32(0)

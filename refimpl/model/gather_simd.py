@@ -63,9 +63,8 @@ def mix_rows(p: Floats, values: Floats, rows: Numbers, out: Floats) -> None:
     """p [T, H, K], values [S, m] float32, rows [T, K] int64; K and m multiples of 16 -> out [T, H, m] float32."""
     tokens, heads, count = p.shape
     m = values.shape[1]
-    column = np.empty(
-        count * 16 + 16, np.float32
-    )  # 16 channels of the chosen rows, from a multiple of 64 bytes on
+    # 16 channels of the chosen rows, from a multiple of 64 bytes on
+    column = np.empty(count * 16 + 16, np.float32)
     start = (-column.ctypes.data) % 64 // 4
     for t in range(tokens):
         for i in range(0, m, 16):
