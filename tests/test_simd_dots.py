@@ -13,7 +13,14 @@ import pytest
 from refimpl import dots
 from refimpl.arith import fma as reference
 from refimpl.arith.jit import jit
-from refimpl.arith.simd_dot import add_fours, fma, fuse_by_bits, multiply_bytes, multiply_words
+from refimpl.arith.simd_dot import (
+    add_fours,
+    add_small_fours,
+    fma,
+    fuse_by_bits,
+    multiply_bytes,
+    multiply_words,
+)
 from refimpl.arith.simd_lanes import mask_bits, mask_from
 from refimpl.arith.simd_memory import load, store
 from refimpl.dots import floats_simd, planes
@@ -56,6 +63,29 @@ def run_integers(x, y, v, w, shorts, words, fours):
     store(shorts, 32, multiply_bytes(load(x, 0, 32), load(y, 0, 32)))
     store(words, 16, multiply_words(load(v, 0, 8), load(w, 0, 8)))
     store(fours, 16, add_fours(load(fours, 16, 8), load(x, 0, 32), load(y, 0, 32)))
+
+
+@jit
+def run_fours(x, y, fours):
+    store(fours, 0, add_fours(load(fours, 0, 16), load(x, 0, 64), load(y, 0, 64)))
+    store(fours, 16, add_fours(load(fours, 16, 8), load(x, 0, 32), load(y, 0, 32)))
+
+
+@jit
+def run_small_fours(x, y, fours):
+    store(fours, 0, add_small_fours(load(fours, 0, 16), load(x, 0, 64), load(y, 0, 64)))
+    store(fours, 16, add_small_fours(load(fours, 16, 8), load(x, 0, 32), load(y, 0, 32)))
+
+
+def test_sums_of_fours_are_exact_to_the_ends():
+    for top, run in ((127, run_small_fours), (127, run_fours), (255, run_fours)):
+        for low, high in ((-128, -128), (127, 127), (-128, 127)):
+            x = np.array([top, top - 1] * 32, np.uint8)
+            y = np.array([low, high] * 32, np.int8)
+            fours = np.arange(24, dtype=np.int32)
+            run(x, y, fours)
+            quads = (x.astype(np.int32) * y).reshape(-1, 4).sum(1)
+            assert np.array_equal(fours - np.arange(24), np.concatenate([quads, quads[:8]]))
 
 
 def test_integer_dots_are_exact():

@@ -12,12 +12,14 @@ shuffles are in simd_lanes.py, loads and stores in simd_memory.py.
 """
 
 import operator
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.errors import TypingError
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -26,10 +28,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 Lanes: TypeAlias = Any  # annotation for a Vector, or a mask of booleans, in a kernel's text
 Scratch: TypeAlias = Any  # annotation for what stack() returns
 
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.boolean: I1}
 for _bits in (8, 16, 32, 64):
     SCALARS[getattr(types, f"int{_bits}")] = SCALARS[getattr(types, f"uint{_bits}")] = ir.IntType(_bits)
+
+
+def target_features() -> frozenset[str]:
+    """Features of the CPU that kernels are compiled for; none where it is no x86."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return frozenset()
+    given = numba.config.CPU_FEATURES
+    listed = get_host_cpu_features() if given is None else given
+    return frozenset(f[1:] for f in listed.split(",") if f.startswith("+"))
+
+
+FEATURES = target_features()
 
 
 class Vector(types.Type):  # type: ignore[misc]

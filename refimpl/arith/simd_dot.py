@@ -7,29 +7,17 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba.core import types
-from numba.core.codegen import get_host_cpu_features
 from numba.core.errors import TypingError
 
-from refimpl.arith.simd import I32, Lanes, Vector, call, inlined, primitive, select
+from refimpl.arith.simd import FEATURES, I8, I32, Lanes, Vector, call, inlined, primitive, select
 from refimpl.arith.simd_lanes import convert, lookup, reinterpret, shuffle
 
-I8, I16 = ir.IntType(8), ir.IntType(16)
+I16 = ir.IntType(16)
 
 
-def target_features() -> frozenset[str]:
-    """Features of the CPU that kernels are compiled for; none where it is no x86."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return frozenset()
-    given = numba.config.CPU_FEATURES
-    listed = get_host_cpu_features() if given is None else given
-    return frozenset(f[1:] for f in listed.split(",") if f.startswith("+"))
-
-
-FEATURES = target_features()
 FUSES = "fma" in FEATURES or platform.machine().lower() in ("aarch64", "arm64")
 # From LLVM 22 on vpdpbusd takes bytes; before, the words that hold them.
 TAKES_BYTES = binding.llvm_version_info[0] >= 22
@@ -151,15 +139,41 @@ def multiply_words(tc: Any, x: Any, y: Any) -> Any:
     return add_pairs(x, y, types.int32, MULTIPLY_WORDS(x.n), True)
 
 
-@primitive
-def add_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
-    """total[k] + the sum of x[i]*y[i] for i = 4k to 4k + 3: int32 [n/4], uint8 and int8 [n]. Exact."""
+def add_by_steps(builder: Any, total: Any, x: Any, y: Any, small: bool) -> Any:
+    """add_fours() of a CPU that adds pairs of bytes, then pairs of words. A pair fits in 16 bits where x < 128."""
+    byte_way, word_way = MULTIPLY_BYTES(x.type.count), MULTIPLY_WORDS(x.type.count // 2)
+
+    def add(total: Any, x: Any, y: Any, weight: int) -> Any:
+        pairs = call(builder, byte_way[1], ir.VectorType(I16, y.type.count // 2), [x, y])
+        weights = ir.Constant(pairs.type, [weight] * pairs.type.count)
+        return builder.add(total, call(builder, word_way[1], total.type, [pairs, weights]))
+
+    def constant(x: Any, value: int) -> Any:
+        return ir.Constant(x.type, [value] * x.type.count)
+
+    parts = []
+    lanes = byte_way[0]
+    for t, a, b in zip(
+        pieces(builder, total, lanes // 4), *(pieces(builder, v, lanes) for v in (x, y)), strict=True
+    ):
+        if small:
+            parts.append(add(t, a, b, 1))
+        else:
+            t = add(t, builder.and_(a, constant(a, 127)), b, 1)
+            parts.append(add(t, builder.lshr(a, constant(a, 7)), b, 128))
+    return whole(builder, parts)
+
+
+def add_quads(total: Any, x: Any, y: Any, small: bool) -> Any:
+    """Typing and code of add_fours() and add_small_fours()."""
     need(x, types.uint8, 16, "add_fours()")
     need(y, types.int8, 16, "add_fours()")
     need(total, types.int32, x.n // 4, "add_fours()")
     way = ADD_FOURS(x.n)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if way is None and MULTIPLY_BYTES(x.n) is not None:
+            return add_by_steps(builder, args[0], args[1], args[2], small)
         if way is None:
             x16 = builder.zext(args[1], ir.VectorType(I16, x.n))
             y16 = builder.sext(args[2], ir.VectorType(I16, x.n))
@@ -178,6 +192,18 @@ def add_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
         return whole(builder, parts)
 
     return total(total, x, y), emit
+
+
+@primitive
+def add_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
+    """total[k] + the sum of x[i]*y[i] for i = 4k to 4k + 3: int32 [n/4], uint8 and int8 [n]. Exact."""
+    return add_quads(total, x, y, small=False)
+
+
+@primitive
+def add_small_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
+    """As add_fours(), where x[2k]*y[2k] + x[2k + 1]*y[2k + 1] fits in 16 bits: as it does where x < 128."""
+    return add_quads(total, x, y, small=True)
 
 
 @primitive

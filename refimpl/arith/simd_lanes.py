@@ -11,7 +11,20 @@ from numba.core import types
 from numba.core.codegen import get_host_cpu_features
 from numba.core.errors import TypingError
 
-from refimpl.arith.simd import I1, I32, I64, Lanes, Vector, element, inlined, minimum, primitive, select
+from refimpl.arith.simd import (
+    FEATURES,
+    I1,
+    I8,
+    I32,
+    I64,
+    Lanes,
+    Vector,
+    element,
+    inlined,
+    minimum,
+    primitive,
+    select,
+)
 
 
 @primitive
@@ -191,7 +204,17 @@ def mask_bits(tc: Any, mask: Any) -> Any:
 def mask_from(tc: Any, bits: Any) -> Any:
     """The mask of 8, 16, 32 or 64 lanes whose lane k is set where bit k of an unsigned integer is."""
     vector = Vector(types.boolean, bits.bitwidth)
-    return vector(bits), lambda context, builder, sig, args: builder.bitcast(args[0], vector.llvm)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512bw" in FEATURES:
+            return builder.bitcast(args[0], vector.llvm)
+        # Elsewhere a mask is lanes of bytes, and LLVM would make it bit by bit.
+        held = builder.bitcast(args[0], ir.VectorType(I8, vector.n // 8))
+        each = shuffle(builder, held, held, [k // 8 for k in range(vector.n)])
+        one = ir.Constant(each.type, [1 << k % 8 for k in range(vector.n)])
+        return builder.icmp_unsigned("==", builder.and_(each, one), one)
+
+    return vector(bits), emit
 
 
 @primitive

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import inlined
+from refimpl.arith.simd_dot import add_small_fours
 from refimpl.arith.simd_lanes import first, reinterpret
 from refimpl.arith.simd_memory import load, store
 from refimpl.dots.codebooks_jit import unpack_row
@@ -52,7 +53,7 @@ def make_plain(
 
 @jit
 def tiled_plain(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_plain, 4, False, BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_plain, add_small_fours, 4, False, BYTES, raw, acts, sums, act_d, out)
 
 
 def multiply(fmt: int, raw: Bytes, acts: Codes, act_d: Floats, bsums: Shorts, out: Floats) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
-from refimpl.arith.simd_dot import add_fours, fma, multiply_words
+from refimpl.arith.simd_dot import add_fours, add_small_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
 from refimpl.dots import avx2_simd, levels_simd, small_simd, tiled_jit
@@ -49,6 +49,7 @@ def spread_pair(low: Shorts, i: int) -> Lanes:
 
 @inlined
 def multiply_block(
+    add: Any,
     per: int,
     q: Bytes,
     i: int,
@@ -63,6 +64,7 @@ def multiply_block(
 ) -> Any:
     """The integers of a block of 4 rows and 32 tokens, and what comes off them: 8 times int32 [32].
 
+    add    : add_small_fours; add_fours where codes are 128 or more
     per    : dwords of codes under one scale
     q, low : at element i and j of the first row; rows are `stride` codes apart
     acts   : from c on, dword by dword [64][32 tokens][4]; sums: from s on, pair by pair of groups [32 tokens][2]
@@ -74,10 +76,10 @@ def multiply_block(
         for k in range(per):
             at = i + 4 * (g * per + k)
             v = load(acts, c + 128 * (g * per + k), 128)
-            ta = add_fours(ta, spread(q, at), v)
-            tb = add_fours(tb, spread(q, at + stride), v)
-            te = add_fours(te, spread(q, at + 2 * stride), v)
-            tf = add_fours(tf, spread(q, at + 3 * stride), v)
+            ta = add(ta, spread(q, at), v)
+            tb = add(tb, spread(q, at + stride), v)
+            te = add(te, spread(q, at + 2 * stride), v)
+            tf = add(tf, spread(q, at + 3 * stride), v)
         a = a + ta * get(scales, j + g)
         b = b + tb * get(scales, j + g + groups)
         e = e + te * get(scales, j + g + 2 * groups)
@@ -108,6 +110,7 @@ def add_block(
 @inlined
 def multiply_tiles(
     unpack: Any,
+    add: Any,
     per: int,
     mins: bool,
     size: int,
@@ -152,6 +155,7 @@ def multiply_tiles(
                 act_step = load(act_d, at * TOKENS, 32)
                 for k in range(0, ROWS, TOGETHER):
                     found = multiply_block(
+                        add,
                         per,
                         q,
                         k * n + b * BLOCK,
@@ -196,32 +200,32 @@ def put_tile(acc: Floats, r: int, t: int, out: Floats) -> None:
 
 @jit
 def tiled_q2_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q2_k, 4, True, Q2_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q2_k, add_small_fours, 4, True, Q2_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q3_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q3_k, 4, False, Q3_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q3_k, add_small_fours, 4, False, Q3_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q4_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q4_k, 8, True, Q4_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q4_k, add_small_fours, 8, True, Q4_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q5_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q5_k, 8, True, Q5_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q5_k, add_small_fours, 8, True, Q5_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q6_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q6_k, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q6_k, add_small_fours, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_iq4_xs(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_iq4_xs, 8, False, IQ4_XS_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_iq4_xs, add_fours, 8, False, IQ4_XS_BYTES, raw, acts, sums, act_d, out)
 
 
 KERNELS = {  # and how many groups of 16 a scale holds for

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import add_fours, fma
+from refimpl.arith.simd_dot import add_small_fours, fma
 from refimpl.arith.simd_lanes import convert, join, mask_from, permutation
 from refimpl.arith.simd_memory import get, load, peek, prefetch, store
 from refimpl.dots.small_simd import EACH_8, fold, load_steps, sum_fours, total_rows
@@ -102,10 +102,10 @@ def total_q2_0(raw: Bytes, at: Any, row: Any, acts: Codes, sums: Ints, i: Any) -
         join(load(raw, at + 2 * row, 16), load(raw, at + 3 * row, 16)),
     )
     three, total = np.uint8(3), FOUR_TIMES_4(load(sums, i // 16, 4))
-    total = add_fours(total, q & three, FOUR_TIMES_16(load(acts, i, 16)))
-    total = add_fours(total, (q >> np.uint8(2)) & three, FOUR_TIMES_16(load(acts, i + 16, 16)))
-    total = add_fours(total, (q >> np.uint8(4)) & three, FOUR_TIMES_16(load(acts, i + 32, 16)))
-    return add_fours(total, q >> np.uint8(6), FOUR_TIMES_16(load(acts, i + 48, 16)))
+    total = add_small_fours(total, q & three, FOUR_TIMES_16(load(acts, i, 16)))
+    total = add_small_fours(total, (q >> np.uint8(2)) & three, FOUR_TIMES_16(load(acts, i + 16, 16)))
+    total = add_small_fours(total, (q >> np.uint8(4)) & three, FOUR_TIMES_16(load(acts, i + 32, 16)))
+    return add_small_fours(total, q >> np.uint8(6), FOUR_TIMES_16(load(acts, i + 48, 16)))
 
 
 @jit
