@@ -172,7 +172,7 @@ def add_quads(total: Any, x: Any, y: Any, small: bool) -> Any:
     way = ADD_FOURS(x.n)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if way is None and MULTIPLY_BYTES(x.n) is not None:
+        if way is None and MULTIPLY_BYTES(x.n) and MULTIPLY_WORDS(x.n // 2):
             return add_by_steps(builder, args[0], args[1], args[2], small)
         if way is None:
             x16 = builder.zext(args[1], ir.VectorType(I16, x.n))

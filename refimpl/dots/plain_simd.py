@@ -9,22 +9,117 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import inlined
+from refimpl.arith.simd import Lanes, fill, inlined, select
 from refimpl.arith.simd_dot import add_small_fours
-from refimpl.arith.simd_lanes import first, reinterpret
-from refimpl.arith.simd_memory import load, store
-from refimpl.dots.codebooks_jit import unpack_row
+from refimpl.arith.simd_lanes import convert, first, join, mask_from, permutation, reinterpret
+from refimpl.arith.simd_memory import load, peek, stack, store
+from refimpl.dots import points_simd as points
+from refimpl.dots import shifted_simd as shifted
 from refimpl.dots.factors import FACTORS
 from refimpl.dots.tiled_simd import lay_out, multiply_tiles
+from refimpl.dots.unpack_simd import read_half
+from refimpl.quants.formats import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-BIAS, SHIFT, ZERO = 64, np.int16(6), np.float32(0)
+BIAS, SHIFT, ZERO = np.uint8(64), np.int16(6), np.float32(0)
 SCALES, D, BYTES = 256, 288, 292
 ROWS = 64  # taken apart at a time
+S_SIGNS, S3_SIGNS, S_QH, M_QH = points.S_SIGNS, points.S3_SIGNS, shifted.S_QH, shifted.M_QH
+EIGHT_EACH = permutation([k // 8 for k in range(64)])
+
+
+@inlined
+def put_signed(point: Lanes, signs: Any, j: Any, plain: Bytes, i: Any) -> None:
+    """64 points with their signs, a bit each from byte j on, as codes from i on."""
+    size, minus = reinterpret(point, np.uint8), mask_from(peek(signs, j, np.uint64))
+    store(plain, i, select(minus, BIAS - size, BIAS + size))
+
+
+@inlined
+def put_rest(scales: Lanes, d: Any, plain: Bytes, i: Any) -> None:
+    store(plain, i + SCALES, reinterpret(scales, np.uint8))
+    store(plain, i + D, reinterpret(fill(d, 1), np.uint8))
+
+
+@inlined
+def make_completed(read: Any, gather: Any, size: int, factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    """Plain blocks of those with seven signs stored and the eighth not."""
+    signs = stack(np.uint8, 32)
+    for b in range(raw.size // size):
+        at, i = b * size, b * BYTES
+        put_rest(read(raw, at, signs), read_half(raw, at) * factor, plain, i)
+        for k in range(4):
+            put_signed(gather(raw, at, k), signs, 8 * k, plain, i + 64 * k)
+
+
+@inlined
+def make_signed(
+    read: Any, gather: Any, size: int, sign: int, factor: np.float32, raw: Bytes, plain: Bytes
+) -> None:
+    """Plain blocks of those with all signs stored, from byte `sign` on."""
+    for b in range(raw.size // size):
+        at, i = b * size, b * BYTES
+        put_rest(read(raw, at), read_half(raw, at) * factor, plain, i)
+        for k in range(4):
+            put_signed(gather(raw, at, k), raw, at + sign + 8 * k, plain, i + 64 * k)
+
+
+@jit
+def make_iq2_xxs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_completed(points.read_iq2_xxs, points.gather_iq2_xxs, points.XXS_BYTES, factor, raw, plain)
+
+
+@jit
+def make_iq2_xs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_completed(points.read_iq2_xs, points.gather_iq2_xs, points.XS_BYTES, factor, raw, plain)
+
+
+@jit
+def make_iq3_xxs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_completed(points.read_iq3_xxs, points.gather_iq3_xxs, points.XXS3_BYTES, factor, raw, plain)
+
+
+@jit
+def make_iq2_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_signed(points.read_iq2_s, points.gather_iq2_s, points.S_BYTES, S_SIGNS, factor, raw, plain)
+
+
+@jit
+def make_iq3_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_signed(points.read_iq3_s, points.gather_iq3_s, points.S3_BYTES, S3_SIGNS, factor, raw, plain)
+
+
+@inlined
+def put_shifted(point: Lanes, bias: Lanes, plain: Bytes, i: Any) -> None:
+    """64 points of IQ1, 1 too large, in eighths; bias : 64 - 8 and the shift."""
+    store(plain, i, (reinterpret(point, np.uint8) << np.uint8(3)) + bias)
+
+
+@jit
+def make_iq1_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    for b in range(raw.size // shifted.S_BYTES):
+        at, i = b * shifted.S_BYTES, b * BYTES
+        put_rest(shifted.scales_s(raw, at)[0], read_half(raw, at) * factor, plain, i)
+        for k in range(4):
+            one = peek(raw, at + S_QH + 4 * k, np.uint16) >> np.uint16(15)
+            two = peek(raw, at + S_QH + 4 * k + 2, np.uint16) >> np.uint16(15)
+            bias = join(fill(np.uint8(57 - 2 * one), 32), fill(np.uint8(57 - 2 * two), 32))
+            put_shifted(shifted.gather_s(raw, at, k), bias, plain, i + 64 * k)
+
+
+@jit
+def make_iq1_m(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    for b in range(raw.size // shifted.M_BYTES):
+        at, i = b * shifted.M_BYTES, b * BYTES
+        put_rest(shifted.scales_m(raw, at), shifted.read_m(raw, at) * factor, plain, i)
+        for k in range(4):
+            bits = (fill(peek(raw, at + M_QH + 4 * k, np.uint32), 8) >> shifted.FOURS()) & np.uint32(8)
+            bias = EIGHT_EACH(convert(np.uint32(57) - (bits >> np.uint32(2)), np.uint8))
+            put_shifted(shifted.gather_m(raw, at, k), bias, plain, i + 64 * k)
 
 
 @inlined
@@ -37,36 +132,35 @@ def unpack_plain(raw: Bytes, at: Any, q: Bytes, i: Any) -> Any:
 
 
 @jit
-def make_plain(
-    fmt: int, factor: Any, raw: Bytes, codes: Codes, scales: Shorts, d: Floats, plain: Bytes
-) -> None:
-    """Rows as plain blocks: raw [m, bytes] -> plain [m, blocks, 292]; codes, scales and d, of one row, are scratch."""
-    for r in range(raw.shape[0]):
-        unpack_row(fmt, raw[r], codes, scales, d)
-        for b in range(d.size):
-            block = plain[r, b]
-            for i in range(256):
-                block[i] = int(codes[256 * b + i]) + BIAS
-            block[SCALES:D].view(np.int16)[:] = scales[16 * b : 16 * b + 16]
-            block[D:].view(np.float32)[0] = d[b] * factor
+def tiled_by_16(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_plain, add_small_fours, 4, False, BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
-def tiled_plain(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_plain, add_small_fours, 4, False, BYTES, raw, acts, sums, act_d, out)
+def tiled_by_32(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
+    multiply_tiles(unpack_plain, add_small_fours, 8, False, BYTES, raw, acts, sums, act_d, out)
+
+
+KERNELS = {  # and how many groups of 16 a scale holds for
+    IQ2_XXS.id: (make_iq2_xxs, 2),
+    IQ2_XS.id: (make_iq2_xs, 1),
+    IQ2_S.id: (make_iq2_s, 1),
+    IQ3_XXS.id: (make_iq3_xxs, 2),
+    IQ3_S.id: (make_iq3_s, 2),
+    IQ1_S.id: (make_iq1_s, 2),
+    IQ1_M.id: (make_iq1_m, 1),
+}
 
 
 def multiply(fmt: int, raw: Bytes, acts: Codes, act_d: Floats, bsums: Shorts, out: Floats) -> None:
     """Multiply rows of blocks of a codebook format with tokens, as codebooks_jit.multiply_tiled does."""
-    n, blocks = acts.shape[1], act_d.shape[1]
-    codes, scales, d = np.empty(n, np.int8), np.empty(n // 16, np.int16), np.empty(blocks, np.float32)
-    laid = lay_out(acts, act_d, bsums, 1)
+    make, joined = KERNELS[fmt]
+    kernel = tiled_by_16 if joined == 1 else tiled_by_32
+    laid = lay_out(acts, act_d, bsums, joined)
+    plain = np.empty((ROWS, act_d.shape[1] * BYTES), np.uint8)
     for r in range(0, len(raw), ROWS):
         some = raw[r : r + ROWS]
-        plain, part = (
-            np.empty((len(some), blocks, BYTES), np.uint8),
-            np.empty((len(acts), len(some)), np.float32),
-        )
-        make_plain(fmt, FACTORS[fmt], some, codes, scales, d, plain)
-        tiled_plain(plain.reshape(len(some), -1), *laid, part)
+        part = np.empty((len(acts), len(some)), np.float32)
+        make(FACTORS[fmt], some, plain)
+        kernel(plain[: len(some)], *laid, part)
         out[:, r : r + len(some)] = part

@@ -33,6 +33,7 @@ Floats = NDArray[np.float32]
 XXS_BYTES, XXS_QS = IQ2_XXS.block.itemsize, IQ2_XXS.offset("qs")
 XS_BYTES, XS_QS, XS_SCALES = IQ2_XS.block.itemsize, IQ2_XS.offset("qs"), IQ2_XS.offset("scales")
 S_BYTES, S_QS, S_QH, S_SCALES = IQ2_S.block.itemsize, *map(IQ2_S.offset, ("qs", "qh", "scales"))
+S_SIGNS = S_QS + 32
 XXS3_BYTES, XXS3_QS = IQ3_XXS.block.itemsize, IQ3_XXS.offset("qs")
 S3_BYTES, S3_QS, S3_QH = IQ3_S.block.itemsize, IQ3_S.offset("qs"), IQ3_S.offset("qh")
 S3_SIGNS, S3_SCALES = IQ3_S.offset("signs"), IQ3_S.offset("scales")
@@ -103,21 +104,33 @@ def byte(words: Any, k: int) -> np.int64:
 
 
 @inlined
-def part_iq2_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+def gather_iq2_xxs(raw: Bytes, at: Any, k: Any) -> Lanes:
+    """64 points, side by side in wider lanes, the k-th of a block: so all gather_X."""
     j, p = at + XXS_QS + 16 * k, XXS_POINTS
     m, n = np.uint64(peek(raw, j, np.uint32)), np.uint64(peek(raw, j + 8, np.uint32))
-    point = of_eight(
+    return of_eight(
         eight(p, byte(m, 0)), eight(p, byte(m, 1)), eight(p, byte(m, 2)), eight(p, byte(m, 3)),
         eight(p, byte(n, 0)), eight(p, byte(n, 1)), eight(p, byte(n, 2)), eight(p, byte(n, 3)),
     )  # fmt: skip
-    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def part_iq2_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    return multiply_points(gather_iq2_xxs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def read_iq2_xxs(raw: Bytes, at: Any, signs: Any) -> Lanes:
+    """The scales of a block, int16 [16]; its signs go to scratch: so all read_X that take some."""
+    bits, scales = split_words(ODD_WORDS(reinterpret(load(raw, at + XXS_QS, 64), np.uint32)))
+    store(signs, 0, bits)
+    return scales
 
 
 @inlined
 def total_iq2_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
     signs = stack(np.uint8, 32)
-    bits, scales = split_words(ODD_WORDS(reinterpret(load(raw, at + XXS_QS, 64), np.uint32)))
-    store(signs, 0, bits)
+    scales = read_iq2_xxs(raw, at, signs)
     total = part_iq2_xxs(raw, at, signs, acts, i, S0123(scales), 0)
     total = total + part_iq2_xxs(raw, at, signs, acts, i, S4567(scales), 1)
     total = total + part_iq2_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
@@ -130,24 +143,33 @@ def number_xs(raw: Bytes, at: Any) -> np.int64:
 
 
 @inlined
-def part_iq2_xs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+def gather_iq2_xs(raw: Bytes, at: Any, k: Any) -> Lanes:
     j, p = at + XS_QS + 16 * k, XS_POINTS
-    point = of_eight(
+    return of_eight(
         eight(p, number_xs(raw, j)), eight(p, number_xs(raw, j + 2)),
         eight(p, number_xs(raw, j + 4)), eight(p, number_xs(raw, j + 6)),
         eight(p, number_xs(raw, j + 8)), eight(p, number_xs(raw, j + 10)),
         eight(p, number_xs(raw, j + 12)), eight(p, number_xs(raw, j + 14)),
     )  # fmt: skip
-    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def part_iq2_xs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    return multiply_points(gather_iq2_xs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def read_iq2_xs(raw: Bytes, at: Any, signs: Any) -> Lanes:
+    words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
+    store(signs, 0, complete(convert(words >> np.uint16(9), np.uint8)))
+    levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    return make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq2_xs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
     signs = stack(np.uint8, 32)
-    words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
-    store(signs, 0, complete(convert(words >> np.uint16(9), np.uint8)))
-    levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    scales = make_scales(convert(levels, np.uint16))
+    scales = read_iq2_xs(raw, at, signs)
     total = part_iq2_xs(raw, at, signs, acts, i, S0123(scales), 0)
     total = total + part_iq2_xs(raw, at, signs, acts, i, S4567(scales), 1)
     total = total + part_iq2_xs(raw, at, signs, acts, i, S89AB(scales), 2)
@@ -162,19 +184,28 @@ def eight_s(raw: Bytes, at: Any, upper: Any, k: int) -> np.uint64:
 
 
 @inlined
-def part_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+def gather_iq2_s(raw: Bytes, at: Any, k: Any) -> Lanes:
     j, h = at + S_QS + 8 * k, np.int64(peek(raw, at + S_QH + 2 * k, np.uint16))
-    point = of_eight(
+    return of_eight(
         eight_s(raw, j, h, 0), eight_s(raw, j, h, 1), eight_s(raw, j, h, 2), eight_s(raw, j, h, 3),
         eight_s(raw, j, h, 4), eight_s(raw, j, h, 5), eight_s(raw, j, h, 6), eight_s(raw, j, h, 7),
     )  # fmt: skip
-    return multiply_points(point, raw, j + 32, acts, i + 64 * k, scales)
+
+
+@inlined
+def part_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    return multiply_points(gather_iq2_s(raw, at, k), raw, at + S_SIGNS + 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def read_iq2_s(raw: Bytes, at: Any) -> Lanes:
+    levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    return make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    scales = make_scales(convert(levels, np.uint16))
+    scales = read_iq2_s(raw, at)
     total = part_iq2_s(raw, at, acts, i, S0123(scales), 0)
     total = total + part_iq2_s(raw, at, acts, i, S4567(scales), 1)
     total = total + part_iq2_s(raw, at, acts, i, S89AB(scales), 2)
@@ -197,17 +228,26 @@ def fours_s(raw: Bytes, at: Any, ninths: Any) -> Lanes:
 
 
 @inlined
-def part_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+def gather_iq3_s(raw: Bytes, at: Any, k: Any) -> Lanes:
     j, h = at + S3_QS + 16 * k, at + S3_QH + 2 * k
     one, two = np.int64(peek(raw, h, np.uint8)), np.int64(peek(raw, h + 1, np.uint8))
-    point = join(fours_s(raw, j, one), fours_s(raw, j + 8, two))
-    return multiply_points(point, raw, at + S3_SIGNS + 8 * k, acts, i + 64 * k, scales)
+    return join(fours_s(raw, j, one), fours_s(raw, j + 8, two))
+
+
+@inlined
+def part_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    return multiply_points(gather_iq3_s(raw, at, k), raw, at + S3_SIGNS + 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def read_iq3_s(raw: Bytes, at: Any) -> Lanes:
+    levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
+    return make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
-    scales = make_scales(convert(levels, np.uint16))
+    scales = read_iq3_s(raw, at)
     total = part_iq3_s(raw, at, acts, i, S0123(scales), 0)
     total = total + part_iq3_s(raw, at, acts, i, S4567(scales), 1)
     total = total + part_iq3_s(raw, at, acts, i, S89AB(scales), 2)
@@ -225,17 +265,27 @@ def fours_xxs(raw: Bytes, at: Any) -> Lanes:
 
 
 @inlined
-def part_iq3_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+def gather_iq3_xxs(raw: Bytes, at: Any, k: Any) -> Lanes:
     j = at + XXS3_QS + 16 * k
-    point = join(fours_xxs(raw, j), fours_xxs(raw, j + 8))
-    return multiply_points(point, signs, 8 * k, acts, i + 64 * k, scales)
+    return join(fours_xxs(raw, j), fours_xxs(raw, j + 8))
+
+
+@inlined
+def part_iq3_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
+    return multiply_points(gather_iq3_xxs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
+
+
+@inlined
+def read_iq3_xxs(raw: Bytes, at: Any, signs: Any) -> Lanes:
+    bits, scales = split_words(reinterpret(load(raw, at + XXS3_QS + 64, 32), np.uint32))
+    store(signs, 0, bits)
+    return scales
 
 
 @inlined
 def total_iq3_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
     signs = stack(np.uint8, 32)
-    bits, scales = split_words(reinterpret(load(raw, at + XXS3_QS + 64, 32), np.uint32))
-    store(signs, 0, bits)
+    scales = read_iq3_xxs(raw, at, signs)
     total = part_iq3_xxs(raw, at, signs, acts, i, S0123(scales), 0)
     total = total + part_iq3_xxs(raw, at, signs, acts, i, S4567(scales), 1)
     total = total + part_iq3_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
