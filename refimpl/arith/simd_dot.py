@@ -108,6 +108,29 @@ def table(values: Sequence[int]) -> Any:
     return primitive(look)
 
 
+GIVE_SIGNS = instructions(("avx2", 32, "llvm.x86.avx2.psign.b"), ("ssse3", 16, "llvm.x86.ssse3.psign.b.128"))
+
+
+@primitive
+def give_signs(tc: Any, x: Any, signs: Any) -> Any:
+    """x, -x or 0, as signs is positive, negative or 0: int8 lanes."""
+    need(x, types.int8, 1, "give_signs()")
+    need(signs, types.int8, x.n, "give_signs()")
+    way = GIVE_SIGNS(x.n)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if way is None:
+            none = ir.Constant(x.llvm, [0] * x.n)
+            minus, some = (builder.icmp_signed(op, args[1], none) for op in ("<", "!="))
+            return builder.select(some, builder.select(minus, builder.sub(none, args[0]), args[0]), none)
+        lanes, name = way
+        part = ir.VectorType(I8, lanes)
+        pairs = zip(*(pieces(builder, v, lanes) for v in args), strict=True)
+        return whole(builder, [call(builder, name, part, pair) for pair in pairs])
+
+    return x(x, signs), emit
+
+
 def add_pairs(x: Any, y: Any, result: Any, way: Any, x_signed: bool) -> Any:
     """Typing and code of multiply_bytes() and multiply_words()."""
     vector = Vector(result, x.n // 2)

@@ -21,6 +21,7 @@ from refimpl.arith.simd import (
     Vector,
     element,
     inlined,
+    literal,
     minimum,
     primitive,
     select,
@@ -173,6 +174,13 @@ def high_half(tc: Any, x: Any) -> Any:
 def first(tc: Any, x: Any) -> Any:
     """Lane 0 as a scalar."""
     return x.elt(x), lambda context, builder, sig, args: builder.extract_element(args[0], ir.Constant(I32, 0))
+
+
+@primitive
+def lane(tc: Any, x: Any, k: Any) -> Any:
+    """Lane k as a scalar, k a literal."""
+    which = ir.Constant(I32, literal(k, "the lane of lane()"))
+    return x.elt(x, k), lambda context, builder, sig, args: builder.extract_element(args[0], which)
 
 
 @primitive

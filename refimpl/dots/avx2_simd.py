@@ -88,7 +88,7 @@ def multiply(
         within_simd.multiply_avx2(fmt, raw, acts, act_d, out)
     elif fmt in SHIFTED:
         shifted = import_module("refimpl.dots.shifted_simd")
-        shifted.AVX2[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), out)
+        shifted.AVX2[fmt](raw, acts, act_d, bsums, out)
     elif fmt in FACTORS:
         signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
         signed.AVX2[fmt](raw, acts, act_d, out)

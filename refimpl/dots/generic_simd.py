@@ -97,7 +97,7 @@ def multiply(
         within_simd.multiply_generic(fmt, raw, acts, act_d, fused, out)
     elif fmt in SHIFTED:
         shifted = import_module("refimpl.dots.shifted_simd")
-        shifted.GENERIC[fmt](raw, acts, act_d, bsums, super_simd.sum_twos(acts, 1), fused, out)
+        shifted.GENERIC[fmt](raw, acts, act_d, bsums, fused, out)
     elif fmt in FACTORS:
         signed = import_module("refimpl.dots.signed_simd")  # grids are loaded for who needs them
         signed.GENERIC[fmt](raw, acts, act_d, fused, out)

@@ -11,13 +11,22 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
 from refimpl.arith.simd_dot import add_small_fours
-from refimpl.arith.simd_lanes import convert, first, join, mask_from, permutation, reinterpret
+from refimpl.arith.simd_lanes import (
+    constants,
+    convert,
+    first,
+    join,
+    lane,
+    mask_from,
+    permutation,
+    reinterpret,
+)
 from refimpl.arith.simd_memory import load, peek, stack, store
 from refimpl.dots import points_simd as points
 from refimpl.dots import shifted_simd as shifted
 from refimpl.dots.factors import FACTORS
 from refimpl.dots.tiled_simd import lay_out, multiply_tiles
-from refimpl.dots.unpack_simd import read_half
+from refimpl.dots.unpack_simd import TWICE, read_half
 from refimpl.quants.formats import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 
 Bytes = NDArray[np.uint8]
@@ -29,7 +38,7 @@ BIAS, SHIFT, ZERO = np.uint8(64), np.int16(6), np.float32(0)
 SCALES, D, BYTES = 256, 288, 292
 ROWS = 64  # taken apart at a time
 S_SIGNS, S3_SIGNS, S_QH, M_QH = points.S_SIGNS, points.S3_SIGNS, shifted.S_QH, shifted.M_QH
-EIGHT_EACH = permutation([k // 8 for k in range(64)])
+EIGHT_EACH, FOURS = permutation([k // 8 for k in range(64)]), constants("uint32", [4 * k for k in range(8)])
 
 
 @inlined
@@ -94,21 +103,38 @@ def make_iq3_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
 
 
 @inlined
-def put_shifted(point: Lanes, bias: Lanes, plain: Bytes, i: Any) -> None:
-    """64 points of IQ1, 1 too large, in eighths; bias : 64 - 8 and the shift."""
-    store(plain, i, (reinterpret(point, np.uint8) << np.uint8(3)) + bias)
+def put_shifted(numbers: Lanes, shift: Any, raw: Bytes, at: Any, plain: Bytes, i: Any) -> None:
+    """A block of IQ1 in eighths; shift(raw, at, k): 64 + 1 or 64 - 1 for the k-th 64 weights, from byte `at` on."""
+    n, three = reinterpret(numbers, np.uint64), np.uint8(3)
+    point = shifted.gather(lane(n, 0), lane(n, 1))
+    store(plain, i, (reinterpret(point, np.uint8) << three) + shift(raw, at, 0))
+    point = shifted.gather(lane(n, 2), lane(n, 3))
+    store(plain, i + 64, (reinterpret(point, np.uint8) << three) + shift(raw, at, 1))
+    point = shifted.gather(lane(n, 4), lane(n, 5))
+    store(plain, i + 128, (reinterpret(point, np.uint8) << three) + shift(raw, at, 2))
+    point = shifted.gather(lane(n, 6), lane(n, 7))
+    store(plain, i + 192, (reinterpret(point, np.uint8) << three) + shift(raw, at, 3))
+
+
+@inlined
+def shift_s(raw: Bytes, at: Any, k: int) -> Lanes:
+    one = peek(raw, at + 4 * k, np.uint16) >> np.uint16(15)
+    two = peek(raw, at + 4 * k + 2, np.uint16) >> np.uint16(15)
+    return join(fill(np.uint8(65 - 2 * one), 32), fill(np.uint8(65 - 2 * two), 32))
+
+
+@inlined
+def shift_m(raw: Bytes, at: Any, k: int) -> Lanes:
+    bits = (fill(peek(raw, at + 4 * k, np.uint32), 8) >> FOURS()) & np.uint32(8)
+    return EIGHT_EACH(convert(np.uint32(65) - (bits >> np.uint32(2)), np.uint8))
 
 
 @jit
 def make_iq1_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
     for b in range(raw.size // shifted.S_BYTES):
         at, i = b * shifted.S_BYTES, b * BYTES
-        put_rest(shifted.scales_s(raw, at)[0], read_half(raw, at) * factor, plain, i)
-        for k in range(4):
-            one = peek(raw, at + S_QH + 4 * k, np.uint16) >> np.uint16(15)
-            two = peek(raw, at + S_QH + 4 * k + 2, np.uint16) >> np.uint16(15)
-            bias = join(fill(np.uint8(57 - 2 * one), 32), fill(np.uint8(57 - 2 * two), 32))
-            put_shifted(shifted.gather_s(raw, at, k), bias, plain, i + 64 * k)
+        put_rest(TWICE(shifted.scales_s(raw, at)[0]), read_half(raw, at) * factor, plain, i)
+        put_shifted(shifted.numbers_s(raw, at), shift_s, raw, at + S_QH, plain, i)
 
 
 @jit
@@ -116,10 +142,7 @@ def make_iq1_m(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
     for b in range(raw.size // shifted.M_BYTES):
         at, i = b * shifted.M_BYTES, b * BYTES
         put_rest(shifted.scales_m(raw, at), shifted.read_m(raw, at) * factor, plain, i)
-        for k in range(4):
-            bits = (fill(peek(raw, at + M_QH + 4 * k, np.uint32), 8) >> shifted.FOURS()) & np.uint32(8)
-            bias = EIGHT_EACH(convert(np.uint32(57) - (bits >> np.uint32(2)), np.uint8))
-            put_shifted(shifted.gather_m(raw, at, k), bias, plain, i + 64 * k)
+        put_shifted(shifted.numbers_m(raw, at), shift_m, raw, at + M_QH, plain, i)
 
 
 @inlined
