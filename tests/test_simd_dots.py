@@ -18,6 +18,7 @@ from refimpl.arith.simd_dot import (
     add_small_fours,
     fma,
     fuse_by_bits,
+    give_signs,
     multiply_bytes,
     multiply_words,
 )
@@ -42,7 +43,9 @@ WAYS = [
     "tq1_0",
     "iq2_xs",
     "iq3_xxs",
+    "iq3_s",
     "iq1_s",
+    "iq1_m",
     "q1_0",
     "q2_0",
 ]
@@ -63,6 +66,21 @@ def run_integers(x, y, v, w, shorts, words, fours):
     store(shorts, 32, multiply_bytes(load(x, 0, 32), load(y, 0, 32)))
     store(words, 16, multiply_words(load(v, 0, 8), load(w, 0, 8)))
     store(fours, 16, add_fours(load(fours, 16, 8), load(x, 0, 32), load(y, 0, 32)))
+
+
+@jit
+def run_signs(x, signs, out):
+    store(out, 0, give_signs(load(x, 0, 64), load(signs, 0, 64)))
+    store(out, 64, give_signs(load(x, 0, 16), load(signs, 0, 16)))
+
+
+def test_signs_are_given_and_zero_takes_all():
+    rng = np.random.default_rng(2)
+    x, signs = rng.integers(-127, 127, (2, 64), np.int8, endpoint=True)
+    signs[::3], out = 0, np.empty(80, np.int8)
+    run_signs(x, signs, out)
+    want = x * np.sign(signs)
+    assert np.array_equal(out, np.concatenate([want, want[:16]]))
 
 
 @jit

@@ -21,7 +21,6 @@ from refimpl.arith.simd import (
     Vector,
     element,
     inlined,
-    literal,
     minimum,
     primitive,
     select,
@@ -178,9 +177,8 @@ def first(tc: Any, x: Any) -> Any:
 
 @primitive
 def lane(tc: Any, x: Any, k: Any) -> Any:
-    """Lane k as a scalar, k a literal."""
-    which = ir.Constant(I32, literal(k, "the lane of lane()"))
-    return x.elt(x, k), lambda context, builder, sig, args: builder.extract_element(args[0], which)
+    """Lane k as a scalar: from its register where k is known while compiling."""
+    return x.elt(x, types.intp), lambda context, builder, sig, args: builder.extract_element(*args)
 
 
 @primitive

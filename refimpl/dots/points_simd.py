@@ -15,6 +15,7 @@ from refimpl.arith.simd_lanes import (
     constants,
     convert,
     join,
+    lane,
     mask_from,
     of_eight,
     permutation,
@@ -42,6 +43,11 @@ XXS3_POINTS, S3_POINTS = (load_grid(name).points for name in ("iq3_xxs", "iq3_s"
 
 ODD_WORDS = permutation(range(1, 16, 2))
 FOUR_EACH, TWICE = permutation([k // 4 for k in range(32)]), permutation([k // 2 for k in range(16)])
+EACH_4, PAIRS_UP = (
+    permutation([k // 4 for k in range(32)]),
+    constants("uint16", [8 - k % 4 * 2 for k in range(32)]),
+)
+IN_TURN_64 = permutation([k // 2 + k % 2 * 64 for k in range(128)])
 FOUR_TIMES_4 = permutation([k // 4 for k in range(16)])
 SEVENS = constants("uint32", [k % 4 * 7 for k in range(32)])
 NIBBLES, PAIRED = (
@@ -96,6 +102,11 @@ def eight(points: Codes, number: Any) -> np.uint64:
 def four(points: Codes, number: Any) -> np.uint32:
     """A point of four weights."""
     return peek(points, 4 * np.int64(number), np.uint32)
+
+
+@inlined
+def word(words: Any, k: int) -> np.int64:
+    return np.int64((words >> np.uint64(16 * k)) & np.uint64(0xFFFF))
 
 
 @inlined
@@ -177,18 +188,19 @@ def total_iq2_xs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
 
 
 @inlined
-def eight_s(raw: Bytes, at: Any, upper: Any, k: int) -> np.uint64:
-    """Point k of 8 of IQ2_S: a byte of its number, two more bits are in the word `upper`."""
-    high = (upper << (8 - 2 * k) if k < 4 else upper >> (2 * k - 8)) & 768
-    return eight(S_POINTS, np.int64(peek(raw, at + k, np.uint8)) | high)
+def numbers_iq2_s(raw: Bytes, at: Any) -> Lanes:
+    """Each number is a byte, and two bits of qh: 4 in a word, uint64 [8]."""
+    high = (EACH_4(convert(load(raw, at + S_QH, 8), np.uint16)) << PAIRS_UP()) & np.uint16(768)
+    return reinterpret(convert(load(raw, at + S_QS, 32), np.uint16) | high, np.uint64)
 
 
 @inlined
 def gather_iq2_s(raw: Bytes, at: Any, k: Any) -> Lanes:
-    j, h = at + S_QS + 8 * k, np.int64(peek(raw, at + S_QH + 2 * k, np.uint16))
+    n, p = numbers_iq2_s(raw, at), S_POINTS
+    a, b = lane(n, 2 * k), lane(n, 2 * k + 1)
     return of_eight(
-        eight_s(raw, j, h, 0), eight_s(raw, j, h, 1), eight_s(raw, j, h, 2), eight_s(raw, j, h, 3),
-        eight_s(raw, j, h, 4), eight_s(raw, j, h, 5), eight_s(raw, j, h, 6), eight_s(raw, j, h, 7),
+        eight(p, word(a, 0)), eight(p, word(a, 1)), eight(p, word(a, 2)), eight(p, word(a, 3)),
+        eight(p, word(b, 0)), eight(p, word(b, 1)), eight(p, word(b, 2)), eight(p, word(b, 3)),
     )  # fmt: skip
 
 
@@ -213,25 +225,27 @@ def total_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
 
 
 @inlined
-def four_s(raw: Bytes, at: Any, ninths: Any, k: int) -> np.uint32:
-    """Point k of 8 of IQ3_S: a byte of its number, and a bit of `ninths`."""
-    return four(S3_POINTS, np.int64(peek(raw, at + k, np.uint8)) | (ninths << (8 - k) & 256))
-
-
-@inlined
-def fours_s(raw: Bytes, at: Any, ninths: Any) -> Lanes:
-    """8 points of IQ3_S: uint32 [8]."""
+def fours_s(a: Any, b: Any) -> Lanes:
+    """8 points of IQ3_S by their numbers, 4 in a word: uint32 [8]."""
+    p = S3_POINTS
     return of_eight(
-        four_s(raw, at, ninths, 0), four_s(raw, at, ninths, 1), four_s(raw, at, ninths, 2), four_s(raw, at, ninths, 3),
-        four_s(raw, at, ninths, 4), four_s(raw, at, ninths, 5), four_s(raw, at, ninths, 6), four_s(raw, at, ninths, 7),
+        four(p, word(a, 0)), four(p, word(a, 1)), four(p, word(a, 2)), four(p, word(a, 3)),
+        four(p, word(b, 0)), four(p, word(b, 1)), four(p, word(b, 2)), four(p, word(b, 3)),
     )  # fmt: skip
 
 
 @inlined
+def numbers_iq3_s(raw: Bytes, at: Any) -> Lanes:
+    """Each number is a byte, and a bit of qh: 4 in a word, uint64 [16]."""
+    high = select(mask_from(peek(raw, at + S3_QH, np.uint64)), fill(np.uint8(1), 64), np.uint8(0))
+    return reinterpret(IN_TURN_64(join(load(raw, at + S3_QS, 64), high)), np.uint64)
+
+
+@inlined
 def gather_iq3_s(raw: Bytes, at: Any, k: Any) -> Lanes:
-    j, h = at + S3_QS + 16 * k, at + S3_QH + 2 * k
-    one, two = np.int64(peek(raw, h, np.uint8)), np.int64(peek(raw, h + 1, np.uint8))
-    return join(fours_s(raw, j, one), fours_s(raw, j + 8, two))
+    n = numbers_iq3_s(raw, at)
+    low, high = fours_s(lane(n, 4 * k), lane(n, 4 * k + 1)), fours_s(lane(n, 4 * k + 2), lane(n, 4 * k + 3))
+    return join(low, high)
 
 
 @inlined

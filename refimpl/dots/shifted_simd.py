@@ -26,7 +26,7 @@ from refimpl.arith.simd_lanes import (
 )
 from refimpl.arith.simd_memory import get, load, peek, prefetch, put, store
 from refimpl.dots.factors import EIGHTH
-from refimpl.dots.points_simd import eight, make_scales
+from refimpl.dots.points_simd import EACH_4, eight, make_scales, word
 from refimpl.dots.runs_simd import add_all
 from refimpl.dots.super_simd import EVEN, ODD, fold8, madd
 from refimpl.dots.unpack_simd import read_half
@@ -43,10 +43,7 @@ ZERO = np.float32(0)
 POINTS = load_grid("iq1_s").points
 S_BYTES, S_QS, S_QH = IQ1_S.block.itemsize, IQ1_S.offset("qs"), IQ1_S.offset("qh")
 M_BYTES, M_QS, M_QH, M_SCALES = IQ1_M.block.itemsize, *map(IQ1_M.offset, ("qs", "qh", "scales"))
-EACH_4, THREES_8 = (
-    permutation([k // 4 for k in range(32)]),
-    constants("uint16", [k % 4 * 3 for k in range(32)]),
-)
+THREES_8 = constants("uint16", [k % 4 * 3 for k in range(32)])
 FOUR_EACH, THREES = (
     permutation([k // 4 for k in range(16)]),
     constants("uint16", [k % 4 * 3 for k in range(16)]),
@@ -62,11 +59,6 @@ B0123, B4567, B89AB, BCDEF = (permutation([4 * k + k2 // 16 for k2 in range(64)]
 SWAP = permutation([4 * p + 2 * e + h for p in (0, 2, 1, 3) for h in (0, 1) for e in (0, 1)])
 UNPACK_LOW, UNPACK_HIGH = (permutation([k + h for k in (0, 8, 1, 9, 4, 12, 5, 13)]) for h in (0, 2))
 TWICE_LOW, TWICE_HIGH = (permutation([h + k // 2 for k in range(8)]) for h in (0, 4))
-
-
-@inlined
-def word(words: Any, k: int) -> np.int64:
-    return np.int64((words >> np.uint64(16 * k)) & np.uint64(0xFFFF))
 
 
 @inlined
@@ -128,8 +120,10 @@ def total_m(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes) -> Lanes:
 
 @jit
 def sum_fours(acts: Codes) -> Shorts:
-    """Sums of 4 activations, as shifts_m meets them: [t, n] -> [t, n/4] int16, of each 64 the first 32's in turn
-    with the others'."""
+    """Sums of 4 activations, as shifts_m() meets them: of each 64 the first 32's and the others' in turn.
+
+    [t, n] int8 -> [t, n/4] int16
+    """
     out = np.empty((acts.shape[0], acts.shape[1] // 4), np.int16)
     for i in range(0, acts.size, 64):
         fours = add_small_fours(fill(np.int32(0), 16), fill(np.uint8(1), 64), load(acts, i, 64))
