@@ -44,6 +44,7 @@ def target_features() -> frozenset[str]:
 
 
 FEATURES = target_features()
+IS_ARM64 = platform.machine().lower() in ("aarch64", "arm64")
 
 
 class Vector(types.Type):  # type: ignore[misc]

@@ -3,7 +3,6 @@
 Each is the CPU's instruction where it has one, and plain LLVM where it has not, to the same bits.
 """
 
-import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,13 @@ from llvmlite import binding, ir
 from numba.core import types
 from numba.core.errors import TypingError
 
-from refimpl.arith.simd import FEATURES, I8, I32, Lanes, Vector, call, inlined, primitive, select
+from refimpl.arith.simd import FEATURES, I8, I32, IS_ARM64, Lanes, Vector, call, inlined, primitive, select
 from refimpl.arith.simd_lanes import convert, lookup, reinterpret, shuffle
 
 I16 = ir.IntType(16)
 
 
-FUSES = "fma" in FEATURES or platform.machine().lower() in ("aarch64", "arm64")
+FUSES = "fma" in FEATURES or IS_ARM64
 # From LLVM 22 on vpdpbusd takes bytes; before, the words that hold them.
 TAKES_BYTES = binding.llvm_version_info[0] >= 22
 
@@ -162,47 +161,45 @@ def multiply_words(tc: Any, x: Any, y: Any) -> Any:
     return add_pairs(x, y, types.int32, MULTIPLY_WORDS(x.n), True)
 
 
-def add_by_steps(builder: Any, total: Any, x: Any, y: Any, small: bool) -> Any:
-    """add_fours() of a CPU that adds pairs of bytes, then pairs of words. A pair fits in 16 bits where x < 128."""
-    byte_way, word_way = MULTIPLY_BYTES(x.type.count), MULTIPLY_WORDS(x.type.count // 2)
-
-    def add(total: Any, x: Any, y: Any, weight: int) -> Any:
-        pairs = call(builder, byte_way[1], ir.VectorType(I16, y.type.count // 2), [x, y])
-        weights = ir.Constant(pairs.type, [weight] * pairs.type.count)
-        return builder.add(total, call(builder, word_way[1], total.type, [pairs, weights]))
-
-    def constant(x: Any, value: int) -> Any:
-        return ir.Constant(x.type, [value] * x.type.count)
-
-    parts = []
-    lanes = byte_way[0]
-    for t, a, b in zip(
-        pieces(builder, total, lanes // 4), *(pieces(builder, v, lanes) for v in (x, y)), strict=True
-    ):
-        if small:
-            parts.append(add(t, a, b, 1))
-        else:
-            t = add(t, builder.and_(a, constant(a, 127)), b, 1)
-            parts.append(add(t, builder.lshr(a, constant(a, 7)), b, 128))
-    return whole(builder, parts)
+def split_words(builder: Any, v: Any, signed: bool) -> tuple[Any, Any]:
+    """The even and the odd bytes of a vector, as words."""
+    kind = ir.VectorType(I16, v.type.count // 2)
+    by, words = ir.Constant(kind, [8] * kind.count), builder.bitcast(v, kind)
+    if not signed:
+        return builder.and_(words, ir.Constant(kind, [255] * kind.count)), builder.lshr(words, by)
+    return builder.ashr(builder.shl(words, by), by), builder.ashr(words, by)
 
 
-def add_quads(total: Any, x: Any, y: Any, small: bool) -> Any:
+def sum_fours(builder: Any, x: Any, y: Any, small: bool) -> Any:
+    """The sums of add_fours() of a vector that fits the CPU's multiplication of words."""
+    lanes, name = MULTIPLY_WORDS(x.type.count // 2)
+    kind = ir.VectorType(I32, lanes // 2)
+    if small:
+        pairs = call(builder, MULTIPLY_BYTES(x.type.count)[1], ir.VectorType(I16, lanes), [x, y])
+        return call(builder, name, kind, [pairs, ir.Constant(pairs.type, [1] * lanes)])
+    sides = zip(split_words(builder, x, False), split_words(builder, y, True), strict=True)
+    even, odd = (call(builder, name, kind, side) for side in sides)
+    return builder.add(even, odd)
+
+
+def add_by_fours(total: Any, x: Any, y: Any, small: bool) -> Any:
     """Typing and code of add_fours() and add_small_fours()."""
     need(x, types.uint8, 16, "add_fours()")
     need(y, types.int8, 16, "add_fours()")
     need(total, types.int32, x.n // 4, "add_fours()")
-    way = ADD_FOURS(x.n)
+    way, way_of_words = ADD_FOURS(x.n), MULTIPLY_WORDS(x.n // 2)
+    small = small and MULTIPLY_BYTES(x.n) is not None
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if way is None and MULTIPLY_BYTES(x.n) and MULTIPLY_WORDS(x.n // 2):
-            return add_by_steps(builder, args[0], args[1], args[2], small)
-        if way is None:
+        if way is None and way_of_words is None:
             x16 = builder.zext(args[1], ir.VectorType(I16, x.n))
             y16 = builder.sext(args[2], ir.VectorType(I16, x.n))
             words = add_neighbours(builder, x16, y16, I32, True)
             even, odd = (shuffle(builder, words, words, range(o, x.n // 2, 2)) for o in (0, 1))
             return builder.add(args[0], builder.add(even, odd))
+        if way is None:
+            sides = zip(*(pieces(builder, v, 2 * way_of_words[0]) for v in args[1:]), strict=True)
+            return builder.add(args[0], whole(builder, [sum_fours(builder, *side, small) for side in sides]))
         lanes, name = way
         result = ir.VectorType(I32, lanes // 4)
         taken = ir.VectorType(I8, lanes) if TAKES_BYTES else result
@@ -220,13 +217,13 @@ def add_quads(total: Any, x: Any, y: Any, small: bool) -> Any:
 @primitive
 def add_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
     """total[k] + the sum of x[i]*y[i] for i = 4k to 4k + 3: int32 [n/4], uint8 and int8 [n]. Exact."""
-    return add_quads(total, x, y, small=False)
+    return add_by_fours(total, x, y, small=False)
 
 
 @primitive
 def add_small_fours(tc: Any, total: Any, x: Any, y: Any) -> Any:
-    """As add_fours(), where x[2k]*y[2k] + x[2k + 1]*y[2k + 1] fits in 16 bits: as it does where x < 128."""
-    return add_quads(total, x, y, small=True)
+    """As add_fours(), where no x is above 127: sums of two products then fit in 16 bits."""
+    return add_by_fours(total, x, y, small=True)
 
 
 @primitive

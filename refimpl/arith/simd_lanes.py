@@ -1,14 +1,11 @@
 """Lanes of SIMD vectors: convert, reinterpret, permute, take apart; and IEEE half precision."""
 
-import platform
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.core.codegen import get_host_cpu_features
 from numba.core.errors import TypingError
 
 from refimpl.arith.simd import (
@@ -17,6 +14,7 @@ from refimpl.arith.simd import (
     I8,
     I32,
     I64,
+    IS_ARM64,
     Lanes,
     Vector,
     element,
@@ -236,14 +234,6 @@ def lowest_lane(tc: Any, bits: Any) -> Any:
 # ---------------------------------------------------------------- half precision
 
 
-def converts_halves() -> bool:
-    """Does the target CPU convert float16 itself? (Elsewhere LLVM would call a library that is not there.)"""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return True
-    given = numba.config.CPU_FEATURES
-    return "+f16c" in (get_host_cpu_features() if given is None else given)
-
-
 @primitive
 def widen_half(tc: Any, halves: Any) -> Any:
     """float16 bits to float32, by the CPU."""
@@ -301,6 +291,7 @@ def narrow_half_by_bits(floats: Lanes) -> Lanes:
     return convert(half | sign, np.uint16)
 
 
-HARDWARE = converts_halves()
+# Elsewhere LLVM would call a library that is not there.
+HARDWARE = "f16c" in FEATURES or IS_ARM64
 decode_half = widen_half if HARDWARE else widen_half_by_bits
 encode_half = narrow_half if HARDWARE else narrow_half_by_bits

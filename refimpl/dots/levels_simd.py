@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import add_fours, fma, table
+from refimpl.arith.simd_dot import add_fours, add_small_fours, fma, table
 from refimpl.arith.simd_lanes import constants, convert, join, permutation, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, prefetch, stack, store
 from refimpl.dots.small_simd import HIGH_1, HIGH_2, LOW_1, LOW_2, load_steps
@@ -59,18 +59,18 @@ def four_times(v: Lanes) -> Lanes:
 
 
 @inlined
-def total_half(codes: Lanes, acts: Codes, fours: Ints, i: Any) -> Lanes:
+def total_half(add: Any, codes: Lanes, acts: Codes, fours: Ints, i: Any) -> Lanes:
     """The integers of half a sub-block of 4 rows, int32 [4 x 4]; activations from i on."""
     start = four_times(load(fours, i // 4, 4))
-    return add_fours(start, reinterpret(codes, np.uint8), four_times(load(acts, i, 16)))
+    return add(start, reinterpret(codes, np.uint8), four_times(load(acts, i, 16)))
 
 
 @inlined
-def total_rows(read: Any, raw: Bytes, at: Any, row: Any, acts: Codes, fours: Ints, i: Any) -> Any:
+def total_rows(add: Any, read: Any, raw: Bytes, at: Any, row: Any, acts: Codes, fours: Ints, i: Any) -> Any:
     """The integers of a sub-block of 4 rows whose codes lie at a byte: lanes 0 to 3, and 4 to 7, int32 [4 x 4] each."""
     q = load_rows(raw, at, row)
-    low = total_half(read(q & np.uint8(15)), acts, fours, i)
-    return low, total_half(read(q >> np.uint8(4)), acts, fours, i + 16)
+    low = total_half(add, read(q & np.uint8(15)), acts, fours, i)
+    return low, total_half(add, read(q >> np.uint8(4)), acts, fours, i + 16)
 
 
 @inlined
@@ -100,18 +100,19 @@ def prefetch_rows(raw: Bytes, at: Any, row: Any) -> None:
 
 @inlined
 def add_block(
-    read: Any, steps: Any, raw: Bytes, at: Any, qs: int, row: Any, acts: Codes, act_d: Floats, fours: Ints,
+    add: Any, read: Any, steps: Any, raw: Bytes, at: Any, qs: int, row: Any, acts: Codes, act_d: Floats, fours: Ints,
     i: Any, low: Lanes, high: Lanes,
 ) -> Any:  # fmt: skip
     """Lanes 0 to 3 and 4 to 7 of 4 rows, plus a block and the token's block i."""
-    a, b = total_rows(read, raw, at + qs, row, acts, fours, 32 * i)
+    a, b = total_rows(add, read, raw, at + qs, row, acts, fours, 32 * i)
     step = EACH_4(steps(raw, at, row) * fill(get(act_d, i), 4))
     return fma(step, convert(a, np.float32), low), fma(step, convert(b, np.float32), high)
 
 
 @inlined
 def multiply_by_twos(
-    read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats
+    add: Any, read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints,
+    out: Floats,
 ) -> None:  # fmt: skip
     """avx2.add_by_twos of blocks of `size` bytes, whose codes lie at byte qs; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
@@ -124,14 +125,16 @@ def multiply_by_twos(
             for b in range(0, blocks - 1, 2):
                 at = r * row + b * size
                 prefetch_rows(raw, at, row)
-                low, high = add_block(read, steps, raw, at, qs, row, acts, act_d, fours, i + b, low, high)
+                low, high = add_block(
+                    add, read, steps, raw, at, qs, row, acts, act_d, fours, i + b, low, high
+                )
                 low_2, high_2 = add_block(
-                    read, steps, raw, at + size, qs, row, acts, act_d, fours, i + b + 1, low_2, high_2
+                    add, read, steps, raw, at + size, qs, row, acts, act_d, fours, i + b + 1, low_2, high_2
                 )
             result = fold(low + low_2, high + high_2)
             if blocks % 2:
                 at = r * row + (blocks - 1) * size
-                a, c = total_rows(read, raw, at + qs, row, acts, fours, 32 * (i + blocks - 1))
+                a, c = total_rows(add, read, raw, at + qs, row, acts, fours, 32 * (i + blocks - 1))
                 step = steps(raw, at, row) * fill(get(act_d, i + blocks - 1), 4)
                 result = fma(step, convert(fold(a, c), np.float32), result)
             store(out, t * m + r, result)
@@ -139,7 +142,8 @@ def multiply_by_twos(
 
 @inlined
 def multiply_plain(
-    read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats
+    add: Any, read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints,
+    out: Floats,
 ) -> None:  # fmt: skip
     """avx2.add_plain; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
@@ -152,15 +156,15 @@ def multiply_plain(
                 at = r * row + b * size
                 prefetch_rows(raw, at, row)
                 low, high = add_block(
-                    read, steps, raw, at, qs, row, acts, act_d, fours, t * blocks + b, low, high
+                    add, read, steps, raw, at, qs, row, acts, act_d, fours, t * blocks + b, low, high
                 )
             store(out, t * m + r, fold(low, high))
 
 
 @inlined
 def multiply_generic(
-    read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool,
-    out: Floats,
+    add: Any, read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints,
+    fused: bool, out: Floats,
 ) -> None:  # fmt: skip
     """generic.add_blocks; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
@@ -172,7 +176,7 @@ def multiply_generic(
             for b in range(blocks):
                 at, i = r * row + b * size, t * blocks + b
                 prefetch_rows(raw, at, row)
-                low, high = total_rows(read, raw, at + qs, row, acts, fours, 32 * i)
+                low, high = total_rows(add, read, raw, at + qs, row, acts, fours, 32 * i)
                 step = steps(raw, at, row) * fill(get(act_d, i), 4)
                 result = madd(fused, step, convert(fold(low, high), np.float32), result)
             store(out, t * m + r, result)
@@ -213,27 +217,33 @@ def unpack_iq4_xs(raw: Bytes, at: Any, q: Bytes, i: Any) -> Any:
 
 @jit
 def avx2_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_by_twos(read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
+    multiply_by_twos(add_fours, read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
 
 
 @jit
 def tiled_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_plain(read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
+    multiply_plain(add_fours, read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
 
 
 @jit
 def generic_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
-    multiply_generic(read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, fused, out)
+    multiply_generic(
+        add_fours, read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, fused, out
+    )
 
 
 @jit
 def avx2_mxfp4(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_by_twos(read_fp4, steps_of_powers, MXFP4_BYTES, MXFP4_QS, raw, acts, act_d, fours, out)
+    multiply_by_twos(
+        add_small_fours, read_fp4, steps_of_powers, MXFP4_BYTES, MXFP4_QS, raw, acts, act_d, fours, out
+    )
 
 
 @jit
 def generic_mxfp4(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bool, out: Floats) -> None:
-    multiply_generic(read_fp4, steps_of_powers, MXFP4_BYTES, MXFP4_QS, raw, acts, act_d, fours, fused, out)
+    multiply_generic(
+        add_small_fours, read_fp4, steps_of_powers, MXFP4_BYTES, MXFP4_QS, raw, acts, act_d, fours, fused, out
+    )
 
 
 @jit
@@ -256,7 +266,7 @@ def generic_iq4_xs(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: b
                 store(steps, 0, BY_SUB_BLOCK(EACH_8(step) * scales))
                 for s in range(8):
                     qs = at + IQ4_XS_QS + 16 * s
-                    low, high = total_rows(read_iq4, raw, qs, row, acts, fours, 256 * i + 32 * s)
+                    low, high = total_rows(add_fours, read_iq4, raw, qs, row, acts, fours, 256 * i + 32 * s)
                     total = convert(fold(low, high), np.float32)
                     result = madd(fused, load(steps, 4 * s, 4), total, result)
             store(out, t * m + r, result)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
-from refimpl.arith.simd_dot import add_fours, fma
+from refimpl.arith.simd_dot import add_fours, add_small_fours, fma
 from refimpl.arith.simd_lanes import convert, join, reinterpret
 from refimpl.arith.simd_memory import get, load, store
 from refimpl.dots.small_simd import (
@@ -61,7 +61,7 @@ def take_apart(
             )
             signed = reinterpret(join(pairs[0], pairs[1]) - np.uint8(bias), np.int8)
             store(q, 128 * i, signed)
-            sums = add_fours(fill(np.int32(0), 32), fill(np.uint8(1), 128), signed)
+            sums = add_small_fours(fill(np.int32(0), 32), fill(np.uint8(1), 128), signed)
             store(starts, 32 * i, sums * np.int32(-TOO_MUCH))
             store(steps, ROWS * i, load_steps(raw, at, row))
 

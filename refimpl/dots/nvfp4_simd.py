@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import fma
+from refimpl.arith.simd_dot import add_small_fours, fma
 from refimpl.arith.simd_lanes import convert, join, permutation, reinterpret
 from refimpl.arith.simd_memory import get, load, store
 from refimpl.dots.levels_simd import prefetch_rows, read_fp4, total_rows
@@ -61,10 +61,10 @@ def avx2_nvfp4(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats)
                 at, i = r * row + b * BYTES, t * blocks + 2 * b
                 prefetch_rows(raw, at, row)
                 steps = load_steps(raw, at, row)
-                x, y = total_rows(read_fp4, raw, at + QS, row, acts, fours, 32 * i)
+                x, y = total_rows(add_small_fours, read_fp4, raw, at + QS, row, acts, fours, 32 * i)
                 step = FIRST(steps) * fill(get(act_d, i), 16)
                 low, high = fma(step, convert(x, np.float32), low), fma(step, convert(y, np.float32), high)
-                x, y = total_rows(read_fp4, raw, at + QS + 16, row, acts, fours, 32 * i + 32)
+                x, y = total_rows(add_small_fours, read_fp4, raw, at + QS + 16, row, acts, fours, 32 * i + 32)
                 step = SECOND(steps) * fill(get(act_d, i + 1), 16)
                 low, high = fma(step, convert(x, np.float32), low), fma(step, convert(y, np.float32), high)
             v = (HIGH_2(low) + LOW_2(low)) + (HIGH_2(high) + LOW_2(high))
@@ -93,10 +93,10 @@ def generic_nvfp4(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, fused: bo
                 at, i = r * row + b * BYTES, t * blocks + 2 * b
                 prefetch_rows(raw, at, row)
                 steps = load_steps(raw, at, row)
-                x, y = total_rows(read_fp4, raw, at + QS, row, acts, fours, 32 * i)
+                x, y = total_rows(add_small_fours, read_fp4, raw, at + QS, row, acts, fours, 32 * i)
                 near = steps * fill(get(act_d, i), 16)
                 result = add_groups(fused, x, y, ONE(near), TWO(near), result)
-                x, y = total_rows(read_fp4, raw, at + QS + 16, row, acts, fours, 32 * i + 32)
+                x, y = total_rows(add_small_fours, read_fp4, raw, at + QS + 16, row, acts, fours, 32 * i + 32)
                 far = steps * fill(get(act_d, i + 1), 16)
                 result = add_groups(fused, x, y, THREE(far), FOUR(far), result)
             store(out, t * m + r, result)

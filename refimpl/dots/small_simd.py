@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import add_fours, fma
+from refimpl.arith.simd_dot import add_fours, add_small_fours, fma
 from refimpl.arith.simd_lanes import convert, decode_half, join, mask_from, permutation, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, prefetch, store
 from refimpl.dots.super_simd import madd
@@ -48,7 +48,7 @@ def sum_fours(acts: Codes, bias: int) -> Ints:
     """Minus bias times the sums of 4 activations: [t, n] int8 -> [t, n/4] int32; n a multiple of 32."""
     out = np.empty((acts.shape[0], acts.shape[1] // 4), np.int32)
     for i in range(0, acts.size, 32):
-        fours = add_fours(fill(np.int32(0), 8), fill(np.uint8(1), 32), load(acts, i, 32))
+        fours = add_small_fours(fill(np.int32(0), 8), fill(np.uint8(1), 32), load(acts, i, 32))
         store(out, i // 4, fours * np.int32(-bias))
     return out
 
@@ -106,12 +106,15 @@ def codes_q5_1(raw: Bytes, at: int) -> Lanes:
 
 
 @inlined
-def total_rows(codes: Any, raw: Bytes, at: int, row: int, y: Lanes, start: Lanes) -> Lanes:
-    """The integers of a block of 4 rows, int32 [4 x 8]; y [32] the activations, start [8] where the lanes start."""
+def total_rows(add: Any, codes: Any, raw: Bytes, at: int, row: int, y: Lanes, start: Lanes) -> Lanes:
+    """The integers of a block of 4 rows, int32 [4 x 8]; y [32] the activations, start [8] where the lanes start.
+
+    add : add_small_fours; for codes above 127 add_fours
+    """
     q = join(
         join(codes(raw, at), codes(raw, at + row)), join(codes(raw, at + 2 * row), codes(raw, at + 3 * row))
     )
-    return add_fours(FOUR_TIMES(start), q, join(join(y, y), join(y, y)))
+    return add(FOUR_TIMES(start), q, join(join(y, y), join(y, y)))
 
 
 @inlined
@@ -124,6 +127,7 @@ def load_steps(raw: Bytes, at: int, row: int) -> Lanes:
 
 @inlined
 def multiply_avx2(
+    add: Any,
     codes: Any,
     form: int,
     size: int,
@@ -145,7 +149,7 @@ def multiply_avx2(
                 at, i = r * row + b * size, t * blocks + b
                 for k in range(4):
                     prefetch(raw, at + (k + 4) * row)  # the same place of the next 4 rows
-                total = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
+                total = total_rows(add, codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
                 step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
                 lanes = fma(EACH_8(step), convert(total, np.float32), lanes)
                 if form == WITH_M:
@@ -155,6 +159,7 @@ def multiply_avx2(
 
 @inlined
 def multiply_generic(
+    add: Any,
     codes: Any,
     form: int,
     size: int,
@@ -177,7 +182,7 @@ def multiply_generic(
                 at, i = r * row + b * size, t * blocks + b
                 for k in range(4):
                     prefetch(raw, at + (k + 4) * row)  # the same place of the next 4 rows
-                lanes = total_rows(codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
+                lanes = total_rows(add, codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
                 total, d = convert(fold(lanes), np.float32), load_steps(raw, at, row)
                 act_step = fill(get(act_d, i), 4)
                 if form == WITH_M:
@@ -192,59 +197,67 @@ def multiply_generic(
 
 @jit
 def avx2_q8_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, out)
+    multiply_avx2(add_fours, codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
 def generic_q8_0(
     raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
 ) -> None:
-    multiply_generic(codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+    multiply_generic(add_fours, codes_q8_0, PLAIN, Q8_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
 
 
 @jit
 def avx2_q4_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q4_0, PLAIN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, out)
+    multiply_avx2(add_small_fours, codes_q4_0, PLAIN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
 def generic_q4_0(
     raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
 ) -> None:
-    multiply_generic(codes_q4_0, IN_TURN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+    multiply_generic(
+        add_small_fours, codes_q4_0, IN_TURN, Q4_0_BYTES, raw, acts, act_d, act_s, fours, fused, out
+    )
 
 
 @jit
 def avx2_q4_1(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, out)
+    multiply_avx2(add_small_fours, codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
 def generic_q4_1(
     raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
 ) -> None:
-    multiply_generic(codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+    multiply_generic(
+        add_small_fours, codes_q4_1, WITH_M, Q4_1_BYTES, raw, acts, act_d, act_s, fours, fused, out
+    )
 
 
 @jit
 def avx2_q5_0(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, out)
+    multiply_avx2(add_small_fours, codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
 def generic_q5_0(
     raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
 ) -> None:
-    multiply_generic(codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+    multiply_generic(
+        add_small_fours, codes_q5_0, PLAIN, Q5_0_BYTES, raw, acts, act_d, act_s, fours, fused, out
+    )
 
 
 @jit
 def avx2_q5_1(raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, out: Floats) -> None:
-    multiply_avx2(codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, out)
+    multiply_avx2(add_small_fours, codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, out)
 
 
 @jit
 def generic_q5_1(
     raw: Bytes, acts: Codes, act_d: Floats, act_s: Floats, fours: Ints, fused: bool, out: Floats
 ) -> None:
-    multiply_generic(codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, fused, out)
+    multiply_generic(
+        add_small_fours, codes_q5_1, WITH_M, Q5_1_BYTES, raw, acts, act_d, act_s, fours, fused, out
+    )

@@ -43,7 +43,7 @@ def codes_q1_0(raw: Bytes, at: Any) -> Lanes:
 def read_q1_0(raw: Bytes, at: Any, row: Any, acts: Codes, fours: Ints, i: Any, k: Any) -> Lanes:
     """The integers of the block's 32 weights k of 4 rows, int32 [4 x 8]; i: the first of its 4 activation blocks."""
     y, start = load(acts, 32 * (i + k), 32), load(fours, 8 * (i + k), 8)
-    return total_rows(codes_q1_0, raw, at + Q1_0_QS + 4 * k, row, y, start)
+    return total_rows(add_small_fours, codes_q1_0, raw, at + Q1_0_QS + 4 * k, row, y, start)
 
 
 @inlined
