@@ -78,6 +78,8 @@ ADD_FOURS = instructions(
 )
 
 
+HAS_FOURS = ADD_FOURS(32) is not None  # does the CPU multiply and add 4 bytes at once?
+
 SHUFFLE_BYTES = instructions(
     ("avx512bw", 64, "llvm.x86.avx512.pshuf.b.512"),
     ("avx2", 32, "llvm.x86.avx2.pshuf.b"),
@@ -170,7 +172,7 @@ def split_words(builder: Any, v: Any, signed: bool) -> tuple[Any, Any]:
     return builder.ashr(builder.shl(words, by), by), builder.ashr(words, by)
 
 
-def sum_fours(builder: Any, x: Any, y: Any, small: bool) -> Any:
+def add_up_fours(builder: Any, x: Any, y: Any, small: bool) -> Any:
     """The sums of add_fours() of a vector that fits the CPU's multiplication of words."""
     lanes, name = MULTIPLY_WORDS(x.type.count // 2)
     kind = ir.VectorType(I32, lanes // 2)
@@ -199,7 +201,9 @@ def add_by_fours(total: Any, x: Any, y: Any, small: bool) -> Any:
             return builder.add(args[0], builder.add(even, odd))
         if way is None:
             sides = zip(*(pieces(builder, v, 2 * way_of_words[0]) for v in args[1:]), strict=True)
-            return builder.add(args[0], whole(builder, [sum_fours(builder, *side, small) for side in sides]))
+            return builder.add(
+                args[0], whole(builder, [add_up_fours(builder, v, w, small) for v, w in sides])
+            )
         lanes, name = way
         result = ir.VectorType(I32, lanes // 4)
         taken = ir.VectorType(I8, lanes) if TAKES_BYTES else result

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import add_small_fours
 from refimpl.arith.simd_lanes import (
     constants,
     convert,
@@ -25,7 +24,7 @@ from refimpl.arith.simd_memory import load, peek, stack, store
 from refimpl.dots import points_simd as points
 from refimpl.dots import shifted_simd as shifted
 from refimpl.dots.factors import FACTORS
-from refimpl.dots.tiled_simd import lay_out, multiply_tiles
+from refimpl.dots.tiled_simd import add_under_scale, lay_out, multiply_tiles
 from refimpl.dots.unpack_simd import TWICE, read_half
 from refimpl.quants.formats import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 
@@ -156,12 +155,12 @@ def unpack_plain(raw: Bytes, at: Any, q: Bytes, i: Any) -> Any:
 
 @jit
 def tiled_by_16(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_plain, add_small_fours, 4, False, BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_plain, add_under_scale, 1, 4, False, BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_by_32(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_plain, add_small_fours, 8, False, BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_plain, add_under_scale, 1, 8, False, BYTES, raw, acts, sums, act_d, out)
 
 
 KERNELS = {  # and how many groups of 16 a scale holds for

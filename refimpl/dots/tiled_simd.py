@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import Lanes, fill, inlined
-from refimpl.arith.simd_dot import add_fours, add_small_fours, fma, multiply_words
+from refimpl.arith.simd import FEATURES, Lanes, fill, inlined
+from refimpl.arith.simd_dot import HAS_FOURS, add_fours, fma, multiply_bytes, multiply_words
 from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
 from refimpl.dots import avx2_simd, levels_simd, small_simd, tiled_jit
@@ -29,6 +29,8 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 TOKENS, ROWS, TOGETHER = 32, 16, 4  # lanes; rows taken apart at a time; rows multiplied at a time
+WIDE = 32 if "avx512bw" in FEATURES else 8  # tokens whose integers of 4 rows stay in registers
+CODES, PAIRS = 4 * WIDE, 2 * WIDE  # of theirs that are multiplied at once
 BLOCK, GROUPS = 256, 16
 Q2_K_BYTES, Q3_K_BYTES, Q4_K_BYTES = Q2_K.block.itemsize, Q3_K.block.itemsize, Q4_K.block.itemsize
 Q5_K_BYTES, Q6_K_BYTES = Q5_K.block.itemsize, Q6_K.block.itemsize
@@ -37,19 +39,70 @@ ZERO, NONE = np.float32(0), np.int32(0)
 
 @inlined
 def spread(q: Bytes, i: int) -> Lanes:
-    """uint8 [128]: 4 codes, for every token."""
-    return reinterpret(fill(peek(q, i, np.uint32), 32), np.uint8)
+    """uint8 [4 x WIDE]: 4 codes, for every token."""
+    return reinterpret(fill(peek(q, i, np.uint32), WIDE), np.uint8)
 
 
 @inlined
 def spread_pair(low: Shorts, i: int) -> Lanes:
-    """int16 [64]: 2 neighbours, for every token."""
-    return reinterpret(fill(peek(low, i, np.uint32), 32), np.int16)
+    """int16 [2 x WIDE]: 2 neighbours, for every token."""
+    return reinterpret(fill(peek(low, i, np.uint32), WIDE), np.int16)
+
+
+@inlined
+def add_scaled(a: Lanes, total: Lanes, scales: Ints, j: int) -> Lanes:
+    """a + total * scale."""
+    return a + total * (get(scales, j) >> np.int32(16))
+
+
+@inlined
+def add_fours_under_scale(
+    run: int, per: int, q: Bytes, i: int, stride: int, scales: Ints, j: int, groups: int, acts: Codes, c: int,
+    a: Lanes, b: Lanes, e: Lanes, f: Lanes,
+) -> Any:  # fmt: skip
+    """4 rows' integers plus those of `per` dwords of codes under one scale, 4 codes at a time."""
+    ta, tb, te, tf = fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE)
+    for k in range(per):
+        v, at = load(acts, c + 4 * TOKENS * k, CODES), i + 4 * k
+        ta = add_fours(ta, spread(q, at), v)
+        tb = add_fours(tb, spread(q, at + stride), v)
+        te = add_fours(te, spread(q, at + 2 * stride), v)
+        tf = add_fours(tf, spread(q, at + 3 * stride), v)
+    a, b = add_scaled(a, ta, scales, j), add_scaled(b, tb, scales, j + groups)
+    return a, b, add_scaled(e, te, scales, j + 2 * groups), add_scaled(f, tf, scales, j + 3 * groups)
+
+
+@inlined
+def add_pairs_under_scale(
+    run: int, per: int, q: Bytes, i: int, stride: int, scales: Ints, j: int, groups: int, acts: Codes, c: int,
+    a: Lanes, b: Lanes, e: Lanes, f: Lanes,
+) -> Any:  # fmt: skip
+    """As add_fours_under_scale, 2 codes at a time in int16, where sums of `run` such products fit."""
+    for h in range(0, per, run):
+        v, at = load(acts, c + 4 * TOKENS * h, CODES), i + 4 * h
+        pa, pb = multiply_bytes(spread(q, at), v), multiply_bytes(spread(q, at + stride), v)
+        pe = multiply_bytes(spread(q, at + 2 * stride), v)
+        pf = multiply_bytes(spread(q, at + 3 * stride), v)
+        for k in range(1, run):
+            v, at = load(acts, c + 4 * TOKENS * (h + k), CODES), i + 4 * (h + k)
+            pa = pa + multiply_bytes(spread(q, at), v)
+            pb = pb + multiply_bytes(spread(q, at + stride), v)
+            pe = pe + multiply_bytes(spread(q, at + 2 * stride), v)
+            pf = pf + multiply_bytes(spread(q, at + 3 * stride), v)
+        a = a + multiply_words(pa, reinterpret(fill(get(scales, j), WIDE), np.int16))
+        b = b + multiply_words(pb, reinterpret(fill(get(scales, j + groups), WIDE), np.int16))
+        e = e + multiply_words(pe, reinterpret(fill(get(scales, j + 2 * groups), WIDE), np.int16))
+        f = f + multiply_words(pf, reinterpret(fill(get(scales, j + 3 * groups), WIDE), np.int16))
+    return a, b, e, f
+
+
+add_under_scale = add_fours_under_scale if HAS_FOURS else add_pairs_under_scale
 
 
 @inlined
 def multiply_block(
     add: Any,
+    run: int,
     per: int,
     q: Bytes,
     i: int,
@@ -62,31 +115,20 @@ def multiply_block(
     sums: Shorts,
     s: int,
 ) -> Any:
-    """The integers of a block of 4 rows and 32 tokens, and what comes off them: 8 times int32 [32].
+    """The integers of a block of 4 rows and WIDE tokens, and what comes off them: 8 times int32 [WIDE].
 
-    add    : add_small_fours; add_fours where codes are 128 or more
     per    : dwords of codes under one scale
     q, low : at element i and j of the first row; rows are `stride` codes apart
-    acts   : from c on, dword by dword [64][32 tokens][4]; sums: from s on, pair by pair of groups [32 tokens][2]
+    acts   : from c on, dword by dword [64][TOKENS][4]; sums: from s on, pair by pair of groups [TOKENS][2]
     """
     groups = stride // (4 * per)
-    a, b, e, f = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
+    a, b, e, f = fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE)
     for g in range(64 // per):
-        ta, tb, te, tf = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
-        for k in range(per):
-            at = i + 4 * (g * per + k)
-            v = load(acts, c + 128 * (g * per + k), 128)
-            ta = add(ta, spread(q, at), v)
-            tb = add(tb, spread(q, at + stride), v)
-            te = add(te, spread(q, at + 2 * stride), v)
-            tf = add(tf, spread(q, at + 3 * stride), v)
-        a = a + ta * get(scales, j + g)
-        b = b + tb * get(scales, j + g + groups)
-        e = e + te * get(scales, j + g + 2 * groups)
-        f = f + tf * get(scales, j + g + 3 * groups)
-    oa, ob, oe, of = fill(NONE, 32), fill(NONE, 32), fill(NONE, 32), fill(NONE, 32)
+        at, k = i + 4 * g * per, c + 4 * TOKENS * g * per
+        a, b, e, f = add(run, per, q, at, stride, scales, j + g, groups, acts, k, a, b, e, f)
+    oa, ob, oe, of = fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE), fill(NONE, WIDE)
     for g in range(0, 64 // per, 2):
-        v = load(sums, s + 32 * g, 64)
+        v = load(sums, s + TOKENS * g, PAIRS)
         oa = oa + multiply_words(v, spread_pair(low, j + g))
         ob = ob + multiply_words(v, spread_pair(low, j + g + groups))
         oe = oe + multiply_words(v, spread_pair(low, j + g + 2 * groups))
@@ -98,19 +140,27 @@ def multiply_block(
 def add_block(
     mins: bool, total: Lanes, off: Lanes, d: Any, dmin: Any, act_d: Lanes, acc: Floats, i: int
 ) -> None:
-    """acc[i:] = fma(part, d', acc[i:]) of a row and 32 tokens. See tiled.multiply."""
+    """acc[i:] = fma(part, d', acc[i:]) of a row and WIDE tokens. See tiled.multiply."""
     if mins:
-        part = fill(d, 32) * convert(total, np.float32)
-        part = fma(fill(-dmin, 32), convert(off, np.float32), part)
+        part = fill(d, WIDE) * convert(total, np.float32)
+        part = fma(fill(-dmin, WIDE), convert(off, np.float32), part)
     else:
-        part = fill(d, 32) * convert(total - off, np.float32)
-    store(acc, i, fma(part, act_d, load(acc, i, 32)))
+        part = fill(d, WIDE) * convert(total - off, np.float32)
+    store(acc, i, fma(part, act_d, load(acc, i, WIDE)))
+
+
+@inlined
+def twice(scale: Lanes) -> Lanes:
+    """Scales as both halves of an int32."""
+    wide = convert(scale, np.int32)
+    return (wide << np.int32(16)) | (wide & np.int32(0xFFFF))
 
 
 @inlined
 def multiply_tiles(
     unpack: Any,
     add: Any,
+    run: int,
     per: int,
     mins: bool,
     size: int,
@@ -120,7 +170,11 @@ def multiply_tiles(
     act_d: Floats,
     out: Floats,
 ) -> None:
-    """Rows of blocks of `size` bytes with tokens laid out by lay_out()."""
+    """Rows of blocks of `size` bytes with tokens laid out by lay_out().
+
+    add, run : add_under_scale, and how many sums of 2 products of the largest code fit in int16; or
+               add_fours_under_scale, where not one does
+    """
     m, (tokens, _) = raw.shape[0], out.shape
     blocks = raw.shape[1] // size
     n, groups = blocks * BLOCK, blocks * 64 // per
@@ -141,10 +195,10 @@ def multiply_tiles(
                 scale, off, step, least = unpack(raw, at, q, k * n + b * BLOCK)
                 j = k * groups + b * 64 // per
                 if per == 4:
-                    store(scales, j, convert(scale, np.int32))
+                    store(scales, j, twice(scale))
                     store(low, j, off)
                 else:
-                    store(scales, j, convert(EVEN(scale), np.int32))
+                    store(scales, j, twice(EVEN(scale)))
                     store(low, j, EVEN(off))
                 put(d, k * blocks + b, step)
                 put(dmin, k * blocks + b, least)
@@ -152,36 +206,32 @@ def multiply_tiles(
             acc[:] = ZERO
             for b in range(blocks):
                 at = t // TOKENS * blocks + b
-                act_step = load(act_d, at * TOKENS, 32)
                 for k in range(0, ROWS, TOGETHER):
-                    found = multiply_block(
-                        add,
-                        per,
-                        q,
-                        k * n + b * BLOCK,
-                        n,
-                        scales,
-                        k * groups + b * 64 // per,
-                        low,
-                        acts,
-                        at * BLOCK * TOKENS,
-                        sums,
-                        at * 64 // per * TOKENS,
-                    )
-                    i = k * blocks + b
-                    add_block(mins, found[0], found[4], get(d, i), get(dmin, i), act_step, acc, k * TOKENS)
-                    i += blocks
-                    add_block(
-                        mins, found[1], found[5], get(d, i), get(dmin, i), act_step, acc, (k + 1) * TOKENS
-                    )
-                    i += blocks
-                    add_block(
-                        mins, found[2], found[6], get(d, i), get(dmin, i), act_step, acc, (k + 2) * TOKENS
-                    )
-                    i += blocks
-                    add_block(
-                        mins, found[3], found[7], get(d, i), get(dmin, i), act_step, acc, (k + 3) * TOKENS
-                    )
+                    for w in range(0, TOKENS, WIDE):
+                        act_step = load(act_d, at * TOKENS + w, WIDE)
+                        found = multiply_block(
+                            add,
+                            run,
+                            per,
+                            q,
+                            k * n + b * BLOCK,
+                            n,
+                            scales,
+                            k * groups + b * 64 // per,
+                            low,
+                            acts,
+                            at * BLOCK * TOKENS + 4 * w,
+                            sums,
+                            at * 64 // per * TOKENS + 2 * w,
+                        )
+                        i, to = k * blocks + b, k * TOKENS + w
+                        add_block(mins, found[0], found[4], get(d, i), get(dmin, i), act_step, acc, to)
+                        i, to = i + blocks, to + TOKENS
+                        add_block(mins, found[1], found[5], get(d, i), get(dmin, i), act_step, acc, to)
+                        i, to = i + blocks, to + TOKENS
+                        add_block(mins, found[2], found[6], get(d, i), get(dmin, i), act_step, acc, to)
+                        i, to = i + blocks, to + TOKENS
+                        add_block(mins, found[3], found[7], get(d, i), get(dmin, i), act_step, acc, to)
             put_tile(acc, r, t, out)
 
 
@@ -200,32 +250,34 @@ def put_tile(acc: Floats, r: int, t: int, out: Floats) -> None:
 
 @jit
 def tiled_q2_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q2_k, add_small_fours, 4, True, Q2_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q2_k, add_under_scale, 4, 4, True, Q2_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q3_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q3_k, add_small_fours, 4, False, Q3_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q3_k, add_under_scale, 4, 4, False, Q3_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q4_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q4_k, add_small_fours, 8, True, Q4_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q4_k, add_under_scale, 8, 8, True, Q4_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q5_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q5_k, add_small_fours, 8, True, Q5_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q5_k, add_under_scale, 4, 8, True, Q5_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_q6_k(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_q6_k, add_small_fours, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(unpack_q6_k, add_under_scale, 2, 4, False, Q6_K_BYTES, raw, acts, sums, act_d, out)
 
 
 @jit
 def tiled_iq4_xs(raw: Bytes, acts: Codes, sums: Shorts, act_d: Floats, out: Floats) -> None:
-    multiply_tiles(unpack_iq4_xs, add_fours, 8, False, IQ4_XS_BYTES, raw, acts, sums, act_d, out)
+    multiply_tiles(
+        unpack_iq4_xs, add_fours_under_scale, 0, 8, False, IQ4_XS_BYTES, raw, acts, sums, act_d, out
+    )
 
 
 KERNELS = {  # and how many groups of 16 a scale holds for
