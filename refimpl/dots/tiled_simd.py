@@ -52,7 +52,7 @@ def spread_pair(low: Shorts, i: int) -> Lanes:
 @inlined
 def add_scaled(a: Lanes, total: Lanes, scales: Ints, j: int) -> Lanes:
     """a + total * scale."""
-    return a + total * (get(scales, j) >> np.int32(16))
+    return a + total * np.int32(get(scales, j) >> 16)
 
 
 @inlined
