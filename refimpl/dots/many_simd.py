@@ -1,7 +1,8 @@
 """The order `avx2` on vectors for blocks of 32 and many tokens: the bits of avx2_jit.
 
 Rows are taken apart once, 4 side by side, and meet 4 tokens at a time. Here it is the activations that are taken as
-unsigned, 128 too large; what that is too much depends on the weights alone, and is where their lanes start.
+unsigned, 128 too large; what that is too much depends on the weights alone, and is where their lanes start. CPUs that
+do not multiply and add 4 bytes at once take words instead, even and odd ones apart, and have registers for 2 tokens.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
-from refimpl.arith.simd_dot import add_fours, add_small_fours, fma
+from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, join, reinterpret
 from refimpl.arith.simd_memory import get, load, store
 from refimpl.dots.small_simd import (
@@ -29,13 +30,24 @@ from refimpl.quants.formats import Q4_0, Q5_0, Q8_0
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
+Shorts = NDArray[np.int16]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-ROWS = TOKENS = 4  # that meet at a time, and the fewest that the kernels take
-PANEL = 1 << 19  # codes of rows taken apart at a time: they stay in the second cache
+ROWS = TOKENS = 4  # the fewest that the kernels take; so many rows meet at a time
+PANEL = 1 << (19 if HAS_FOURS else 17)  # codes of rows taken apart at a time: they stay in the second cache
 TOO_MUCH = 128  # of an activation
 ZERO = np.float32(0)
+
+
+@inlined
+def load_codes(codes: Any, bias: int, raw: Bytes, at: Any, row: Any) -> Lanes:
+    """The codes of a block of 4 rows: int8 [4 x 32]."""
+    low, high = (
+        join(codes(raw, at), codes(raw, at + row)),
+        join(codes(raw, at + 2 * row), codes(raw, at + 3 * row)),
+    )
+    return reinterpret(join(low, high) - np.uint8(bias), np.int8)
 
 
 @inlined
@@ -55,11 +67,7 @@ def take_apart(
         top = min(r + ROWS * g, m - ROWS) * row
         for b in range(blocks):
             at, i = top + b * size, g * blocks + b
-            pairs = (
-                join(codes(raw, at), codes(raw, at + row)),
-                join(codes(raw, at + 2 * row), codes(raw, at + 3 * row)),
-            )
-            signed = reinterpret(join(pairs[0], pairs[1]) - np.uint8(bias), np.int8)
+            signed = load_codes(codes, bias, raw, at, row)
             store(q, 128 * i, signed)
             sums = add_small_fours(fill(np.int32(0), 32), fill(np.uint8(1), 128), signed)
             store(starts, 32 * i, sums * np.int32(-TOO_MUCH))
@@ -67,21 +75,52 @@ def take_apart(
 
 
 @inlined
+def take_apart_words(
+    codes: Any, size: int, bias: int, raw: Bytes, r: int, groups: int, q: Shorts, steps: Floats
+) -> None:
+    """As take_apart; q: [groups, blocks, 2, 4 x 16], the even codes and the odd ones."""
+    m, blocks = raw.shape[0], raw.shape[1] // size
+    row = blocks * size
+    for g in range(groups):
+        top = min(r + ROWS * g, m - ROWS) * row
+        for b in range(blocks):
+            at, i = top + b * size, g * blocks + b
+            pairs = reinterpret(load_codes(codes, bias, raw, at, row), np.int16)
+            store(q, 128 * i, (pairs << np.int16(8)) >> np.int16(8))
+            store(q, 128 * i + 64, pairs >> np.int16(8))
+            store(steps, ROWS * i, load_steps(raw, at, row))
+
+
+@inlined
+def four_times(v: Lanes) -> Lanes:
+    return join(join(v, v), join(v, v))
+
+
+@inlined
 def add_block(x: Lanes, start: Lanes, step: Lanes, acts: Bytes, act_d: Floats, i: int, lanes: Lanes) -> Lanes:
     """lanes + a block of 4 rows times a block of a token, its i-th of all."""
-    y = load(acts, 32 * i, 32)
-    total = add_fours(start, join(join(y, y), join(y, y)), x)
+    total = add_fours(start, four_times(load(acts, 32 * i, 32)), x)
     return fma(step * fill(get(act_d, i), 32), convert(total, np.float32), lanes)
 
 
-@jit
+@inlined
+def add_words(
+    even: Lanes, odd: Lanes, step: Lanes, acts: Shorts, act_d: Floats, i: int, lanes: Lanes
+) -> Lanes:
+    """As add_block, of words."""
+    total = multiply_words(even, four_times(load(acts, 32 * i, 16)))
+    total = total + multiply_words(odd, four_times(load(acts, 32 * i + 16, 16)))
+    return fma(step * fill(get(act_d, i), 32), convert(total, np.float32), lanes)
+
+
+@inlined
 def multiply_panel(
     q: Codes, starts: Ints, steps: Floats, r: int, groups: int, acts: Bytes, act_d: Floats, out: Floats
 ) -> None:
     """Rows taken apart, from r on, with all tokens; acts [t, n] uint8, 128 too large."""
     (tokens, blocks), m = act_d.shape, out.shape[1]
-    for first in range(0, tokens, TOKENS):
-        t = min(first, tokens - TOKENS)
+    for first in range(0, tokens, 4):
+        t = min(first, tokens - 4)
         for g in range(groups):
             a, b, e, f = fill(ZERO, 32), fill(ZERO, 32), fill(ZERO, 32), fill(ZERO, 32)
             for k in range(blocks):
@@ -103,32 +142,73 @@ def multiply_panel(
 
 
 @inlined
+def multiply_panel_of_words(
+    q: Shorts, steps: Floats, r: int, groups: int, acts: Shorts, act_d: Floats, out: Floats
+) -> None:
+    """As multiply_panel, 2 tokens at a time: acts [t, blocks, 2, 16], the even ones of 32 and the odd ones."""
+    (tokens, blocks), m = act_d.shape, out.shape[1]
+    for first in range(0, tokens, 2):
+        t = min(first, tokens - 2)
+        for g in range(groups):
+            a, b = fill(ZERO, 32), fill(ZERO, 32)
+            for k in range(blocks):
+                i, j = g * blocks + k, t * blocks + k
+                even, odd, step = (
+                    load(q, 128 * i, 64),
+                    load(q, 128 * i + 64, 64),
+                    EACH_8(load(steps, 4 * i, 4)),
+                )
+                a = add_words(even, odd, step, acts, act_d, j, a)
+                b = add_words(even, odd, step, acts, act_d, j + blocks, b)
+            at = t * m + min(r + ROWS * g, m - ROWS)
+            store(out, at, fold(a))
+            store(out, at + m, fold(b))
+
+
+@inlined
 def multiply_many(
-    codes: Any, size: int, bias: int, raw: Bytes, acts: Bytes, act_d: Floats, out: Floats
+    codes: Any, size: int, bias: int, raw: Bytes, acts: Codes, act_d: Floats, out: Floats
 ) -> None:
     """Blocks of `size` bytes that begin with d; 4 rows or more with 4 tokens or more."""
     m, n = raw.shape[0], acts.shape[1]
     most = max(1, min(PANEL // (ROWS * n), -(-m // ROWS)))
-    q = np.empty(most * ROWS * n, np.int8)
-    starts, steps = np.empty(most * n, np.int32), np.empty(most * ROWS * (n // 32), np.float32)
-    for r in range(0, m, most * ROWS):
-        groups = min(most, -(-(m - r) // ROWS))
-        take_apart(codes, size, bias, raw, r, groups, q, starts, steps)
-        multiply_panel(q, starts, steps, r, groups, acts, act_d, out)
+    steps = np.empty(most * ROWS * (n // 32), np.float32)
+    if HAS_FOURS:
+        q, starts, unsigned = (
+            np.empty(most * ROWS * n, np.int8),
+            np.empty(most * n, np.int32),
+            np.empty(acts.shape, np.uint8),
+        )
+        for i in range(0, acts.size, 32):
+            store(unsigned, i, reinterpret(load(acts, i, 32), np.uint8) ^ np.uint8(TOO_MUCH))
+        for r in range(0, m, most * ROWS):
+            groups = min(most, -(-(m - r) // ROWS))
+            take_apart(codes, size, bias, raw, r, groups, q, starts, steps)
+            multiply_panel(q, starts, steps, r, groups, unsigned, act_d, out)
+    else:
+        q2, words = np.empty(most * ROWS * n, np.int16), np.empty(acts.size, np.int16)
+        for i in range(0, acts.size, 32):
+            pairs = reinterpret(load(acts, i, 32), np.int16)
+            store(words, i, (pairs << np.int16(8)) >> np.int16(8))
+            store(words, i + 16, pairs >> np.int16(8))
+        for r in range(0, m, most * ROWS):
+            groups = min(most, -(-(m - r) // ROWS))
+            take_apart_words(codes, size, bias, raw, r, groups, q2, steps)
+            multiply_panel_of_words(q2, steps, r, groups, words, act_d, out)
 
 
 @jit
-def many_q8_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+def many_q8_0(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
     multiply_many(codes_q8_0, Q8_0_BYTES, 128, raw, acts, act_d, out)
 
 
 @jit
-def many_q4_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+def many_q4_0(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
     multiply_many(codes_q4_0, Q4_0_BYTES, 8, raw, acts, act_d, out)
 
 
 @jit
-def many_q5_0(raw: Bytes, acts: Bytes, act_d: Floats, out: Floats) -> None:
+def many_q5_0(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
     multiply_many(codes_q5_0, Q5_0_BYTES, 16, raw, acts, act_d, out)
 
 
@@ -137,4 +217,4 @@ KERNELS = {Q8_0.id: many_q8_0, Q4_0.id: many_q4_0, Q5_0.id: many_q5_0}
 
 def multiply(fmt: int, raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
     """Multiply rows of blocks of a format in KERNELS with tokens."""
-    KERNELS[fmt](raw, acts.view(np.uint8) ^ np.uint8(TOO_MUCH), act_d, out)
+    KERNELS[fmt](raw, acts, act_d, out)

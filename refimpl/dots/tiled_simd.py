@@ -207,7 +207,7 @@ def multiply_tiles(
             for b in range(blocks):
                 at = t // TOKENS * blocks + b
                 for k in range(0, ROWS, TOGETHER):
-                    for w in range(0, TOKENS, WIDE):
+                    for w in range(0, min(TOKENS, tokens - t), WIDE):
                         act_step = load(act_d, at * TOKENS + w, WIDE)
                         found = multiply_block(
                             add,
