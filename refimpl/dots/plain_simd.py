@@ -16,14 +16,14 @@ from refimpl.arith.simd_lanes import (
     first,
     join,
     lane,
-    mask_from,
     permutation,
     reinterpret,
 )
-from refimpl.arith.simd_memory import load, peek, stack, store
+from refimpl.arith.simd_memory import load, peek, store
 from refimpl.dots import points_simd as points
 from refimpl.dots import shifted_simd as shifted
 from refimpl.dots.factors import FACTORS
+from refimpl.dots.points_simd import EIGHT_0, EIGHT_1, EIGHT_2, EIGHT_3, test_bits
 from refimpl.dots.tiled_simd import add_under_scale, lay_out, multiply_tiles
 from refimpl.dots.unpack_simd import TWICE, read_half
 from refimpl.quants.formats import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
@@ -36,15 +36,8 @@ Floats = NDArray[np.float32]
 BIAS, SHIFT, ZERO = np.uint8(64), np.int16(6), np.float32(0)
 SCALES, D, BYTES = 256, 288, 292
 ROWS = 64  # taken apart at a time
-S_SIGNS, S3_SIGNS, S_QH, M_QH = points.S_SIGNS, points.S3_SIGNS, shifted.S_QH, shifted.M_QH
+S_QH, M_QH = shifted.S_QH, shifted.M_QH
 EIGHT_EACH, FOURS = permutation([k // 8 for k in range(64)]), constants("uint32", [4 * k for k in range(8)])
-
-
-@inlined
-def put_signed(point: Lanes, signs: Any, j: Any, plain: Bytes, i: Any) -> None:
-    """64 points with their signs, a bit each from byte j on, as codes from i on."""
-    size, minus = reinterpret(point, np.uint8), mask_from(peek(signs, j, np.uint64))
-    store(plain, i, select(minus, BIAS - size, BIAS + size))
 
 
 @inlined
@@ -54,51 +47,48 @@ def put_rest(scales: Lanes, d: Any, plain: Bytes, i: Any) -> None:
 
 
 @inlined
-def make_completed(read: Any, gather: Any, size: int, factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    """Plain blocks of those with seven signs stored and the eighth not."""
-    signs = stack(np.uint8, 32)
-    for b in range(raw.size // size):
-        at, i = b * size, b * BYTES
-        put_rest(read(raw, at, signs), read_half(raw, at) * factor, plain, i)
-        for k in range(4):
-            put_signed(gather(raw, at, k), signs, 8 * k, plain, i + 64 * k)
+def put_signed(point: Lanes, signs: Lanes, plain: Bytes, i: Any) -> None:
+    """64 points with their signs as codes from i on. See points_simd.multiply_points."""
+    size = reinterpret(point, np.uint8)
+    store(plain, i, select(test_bits(signs), BIAS - size, BIAS + size))
 
 
 @inlined
-def make_signed(
-    read: Any, gather: Any, size: int, sign: int, factor: np.float32, raw: Bytes, plain: Bytes
-) -> None:
-    """Plain blocks of those with all signs stored, from byte `sign` on."""
+def make_signed(read: Any, gather: Any, size: int, factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    """Plain blocks of those of IQ2 or IQ3. See points_simd.total_points."""
     for b in range(raw.size // size):
         at, i = b * size, b * BYTES
-        put_rest(read(raw, at), read_half(raw, at) * factor, plain, i)
-        for k in range(4):
-            put_signed(gather(raw, at, k), raw, at + sign + 8 * k, plain, i + 64 * k)
+        signs, scales = read(raw, at)
+        put_rest(scales, read_half(raw, at) * factor, plain, i)
+        put_signed(gather(raw, at, 0), EIGHT_0(signs), plain, i)
+        put_signed(gather(raw, at, 1), EIGHT_1(signs), plain, i + 64)
+        put_signed(gather(raw, at, 2), EIGHT_2(signs), plain, i + 128)
+        put_signed(gather(raw, at, 3), EIGHT_3(signs), plain, i + 192)
 
 
 @jit
 def make_iq2_xxs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    make_completed(points.read_iq2_xxs, points.gather_iq2_xxs, points.XXS_BYTES, factor, raw, plain)
+    make_signed(points.read_iq2_xxs, points.gather_iq2_xxs, points.XXS_BYTES, factor, raw, plain)
 
 
 @jit
 def make_iq2_xs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    make_completed(points.read_iq2_xs, points.gather_iq2_xs, points.XS_BYTES, factor, raw, plain)
-
-
-@jit
-def make_iq3_xxs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    make_completed(points.read_iq3_xxs, points.gather_iq3_xxs, points.XXS3_BYTES, factor, raw, plain)
+    make_signed(points.read_iq2_xs, points.gather_iq2_xs, points.XS_BYTES, factor, raw, plain)
 
 
 @jit
 def make_iq2_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    make_signed(points.read_iq2_s, points.gather_iq2_s, points.S_BYTES, S_SIGNS, factor, raw, plain)
+    make_signed(points.read_iq2_s, points.gather_iq2_s, points.S_BYTES, factor, raw, plain)
+
+
+@jit
+def make_iq3_xxs(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
+    make_signed(points.read_iq3_xxs, points.gather_iq3_xxs, points.XXS3_BYTES, factor, raw, plain)
 
 
 @jit
 def make_iq3_s(factor: np.float32, raw: Bytes, plain: Bytes) -> None:
-    make_signed(points.read_iq3_s, points.gather_iq3_s, points.S3_BYTES, S3_SIGNS, factor, raw, plain)
+    make_signed(points.read_iq3_s, points.gather_iq3_s, points.S3_BYTES, factor, raw, plain)
 
 
 @inlined

@@ -21,7 +21,7 @@ from refimpl.arith.simd_lanes import (
     permutation,
     reinterpret,
 )
-from refimpl.arith.simd_memory import get, load, peek, stack, store
+from refimpl.arith.simd_memory import get, load, peek
 from refimpl.dots.super_simd import S0123, S89AB, S4567, SCDEF
 from refimpl.quants.formats import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from refimpl.quants.grids import load_grid
@@ -42,14 +42,15 @@ XXS_POINTS, XS_POINTS, S_POINTS = (load_grid(name).points for name in ("iq2_xxs"
 XXS3_POINTS, S3_POINTS = (load_grid(name).points for name in ("iq3_xxs", "iq3_s"))
 
 ODD_WORDS = permutation(range(1, 16, 2))
-FOUR_EACH, TWICE = permutation([k // 4 for k in range(32)]), permutation([k // 2 for k in range(16)])
+TWICE = permutation([k // 2 for k in range(16)])
+EIGHT_0, EIGHT_1, EIGHT_2, EIGHT_3 = (permutation([8 * j + k // 8 for k in range(64)]) for j in range(4))
+BITS = constants("uint8", [1 << k % 8 for k in range(64)])
 EACH_4, PAIRS_UP = (
     permutation([k // 4 for k in range(32)]),
     constants("uint16", [8 - k % 4 * 2 for k in range(32)]),
 )
 IN_TURN_64 = permutation([k // 2 + k % 2 * 64 for k in range(128)])
 FOUR_TIMES_4 = permutation([k // 4 for k in range(16)])
-SEVENS = constants("uint32", [k % 4 * 7 for k in range(32)])
 NIBBLES, PAIRED = (
     constants("uint8", [0, 4] * 8),
     constants("uint8", [k // 2 % 2 * 4 for k in range(16)]),
@@ -58,18 +59,23 @@ NIBBLES, PAIRED = (
 
 @inlined
 def complete(seven: Lanes) -> Lanes:
-    """Seven signs and the eighth, which makes their number even: uint8 lanes."""
-    odd = seven ^ (seven >> np.uint8(4))
-    odd = odd ^ (odd >> np.uint8(2))
-    odd = odd ^ (odd >> np.uint8(1))
-    return seven | ((odd & np.uint8(1)) << np.uint8(7))
+    """Seven signs and the eighth, which makes their number even: 4 bytes in each uint32.
+
+    What shifts bring from the byte above stays clear of the bit that counts.
+    """
+    odd = seven ^ (seven >> np.uint32(4))
+    odd = odd ^ (odd >> np.uint32(2))
+    odd = odd ^ (odd >> np.uint32(1))
+    return seven | ((odd << np.uint32(7)) & np.uint32(0x80808080))
 
 
 @inlined
 def split_words(words: Lanes) -> Any:
     """Of 8 words of 4 times seven signs and a level of 4 bits: signs, uint8 [32]; scales, int16 [16]."""
-    sevens = convert((FOUR_EACH(words) >> SEVENS()) & np.uint32(127), np.uint8)
-    return complete(sevens), TWICE(make_scales(convert(words >> np.uint32(28), np.uint16)))
+    pairs = (words & np.uint32(0x3FFF)) | ((words & np.uint32(0x0FFFC000)) << np.uint32(2))
+    sevens = (pairs & np.uint32(0x007F007F)) | ((pairs & np.uint32(0x3F803F80)) << np.uint32(1))
+    scales = TWICE(make_scales(convert(words >> np.uint32(28), np.uint16)))
+    return reinterpret(complete(sevens), np.uint8), scales
 
 
 @inlined
@@ -79,17 +85,37 @@ def make_scales(levels: Lanes) -> Lanes:
 
 
 @inlined
-def multiply_points(point: Lanes, signs: Any, j: Any, acts: Codes, i: Any, scales: Lanes) -> Lanes:
+def test_bits(each: Lanes) -> Lanes:
+    """The mask of 64 weights whose bit is set; each : uint8 [64], 8 times a byte of 8 bits."""
+    return (each & BITS()) == BITS()
+
+
+@inlined
+def multiply_points(point: Lanes, signs: Lanes, acts: Codes, i: Any, scales: Lanes) -> Lanes:
     """64 weights' integers, int32 [16].
 
     point  : 64 points, side by side in wider lanes
-    signs  : from byte j on, a bit for each
+    signs  : as test_bits() takes them
     acts   : from i on
     scales : int16 [32], one for two weights
     """
-    x, minus = load(acts, i, 64), mask_from(peek(signs, j, np.uint64))
-    signed = select(minus, fill(np.int8(0), 64) - x, x)
+    x = load(acts, i, 64)
+    signed = select(test_bits(signs), fill(np.int8(0), 64) - x, x)
     return multiply_words(multiply_bytes(reinterpret(point, np.uint8), signed), scales)
+
+
+@inlined
+def total_points(read: Any, gather: Any, raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
+    """The integers of a block.
+
+    read(raw, at)      : its signs, uint8 [32], and its scales, int16 [16]
+    gather(raw, at, k) : its points k * 64 to k * 64 + 63, side by side in wider lanes
+    """
+    signs, scales = read(raw, at)
+    total = multiply_points(gather(raw, at, 0), EIGHT_0(signs), acts, i, S0123(scales))
+    total = total + multiply_points(gather(raw, at, 1), EIGHT_1(signs), acts, i + 64, S4567(scales))
+    total = total + multiply_points(gather(raw, at, 2), EIGHT_2(signs), acts, i + 128, S89AB(scales))
+    return total + multiply_points(gather(raw, at, 3), EIGHT_3(signs), acts, i + 192, SCDEF(scales))
 
 
 @inlined
@@ -116,7 +142,6 @@ def byte(words: Any, k: int) -> np.int64:
 
 @inlined
 def gather_iq2_xxs(raw: Bytes, at: Any, k: Any) -> Lanes:
-    """64 points, side by side in wider lanes, the k-th of a block: so all gather_X."""
     j, p = at + XXS_QS + 16 * k, XXS_POINTS
     m, n = np.uint64(peek(raw, j, np.uint32)), np.uint64(peek(raw, j + 8, np.uint32))
     return of_eight(
@@ -126,26 +151,13 @@ def gather_iq2_xxs(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 
 @inlined
-def part_iq2_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
-    return multiply_points(gather_iq2_xxs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
-
-
-@inlined
-def read_iq2_xxs(raw: Bytes, at: Any, signs: Any) -> Lanes:
-    """The scales of a block, int16 [16]; its signs go to scratch: so all read_X that take some."""
-    bits, scales = split_words(ODD_WORDS(reinterpret(load(raw, at + XXS_QS, 64), np.uint32)))
-    store(signs, 0, bits)
-    return scales
+def read_iq2_xxs(raw: Bytes, at: Any) -> Any:
+    return split_words(ODD_WORDS(reinterpret(load(raw, at + XXS_QS, 64), np.uint32)))
 
 
 @inlined
 def total_iq2_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    signs = stack(np.uint8, 32)
-    scales = read_iq2_xxs(raw, at, signs)
-    total = part_iq2_xxs(raw, at, signs, acts, i, S0123(scales), 0)
-    total = total + part_iq2_xxs(raw, at, signs, acts, i, S4567(scales), 1)
-    total = total + part_iq2_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
-    return total + part_iq2_xxs(raw, at, signs, acts, i, SCDEF(scales), 3)
+    return total_points(read_iq2_xxs, gather_iq2_xxs, raw, at, acts, i)
 
 
 @inlined
@@ -165,26 +177,16 @@ def gather_iq2_xs(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 
 @inlined
-def part_iq2_xs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
-    return multiply_points(gather_iq2_xs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
-
-
-@inlined
-def read_iq2_xs(raw: Bytes, at: Any, signs: Any) -> Lanes:
+def read_iq2_xs(raw: Bytes, at: Any) -> Any:
     words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
-    store(signs, 0, complete(convert(words >> np.uint16(9), np.uint8)))
+    sevens = reinterpret(convert(words >> np.uint16(9), np.uint8), np.uint32)
     levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    return make_scales(convert(levels, np.uint16))
+    return reinterpret(complete(sevens), np.uint8), make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq2_xs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    signs = stack(np.uint8, 32)
-    scales = read_iq2_xs(raw, at, signs)
-    total = part_iq2_xs(raw, at, signs, acts, i, S0123(scales), 0)
-    total = total + part_iq2_xs(raw, at, signs, acts, i, S4567(scales), 1)
-    total = total + part_iq2_xs(raw, at, signs, acts, i, S89AB(scales), 2)
-    return total + part_iq2_xs(raw, at, signs, acts, i, SCDEF(scales), 3)
+    return total_points(read_iq2_xs, gather_iq2_xs, raw, at, acts, i)
 
 
 @inlined
@@ -205,23 +207,14 @@ def gather_iq2_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 
 @inlined
-def part_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
-    return multiply_points(gather_iq2_s(raw, at, k), raw, at + S_SIGNS + 8 * k, acts, i + 64 * k, scales)
-
-
-@inlined
-def read_iq2_s(raw: Bytes, at: Any) -> Lanes:
+def read_iq2_s(raw: Bytes, at: Any) -> Any:
     levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    return make_scales(convert(levels, np.uint16))
+    return load(raw, at + S_SIGNS, 32), make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq2_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    scales = read_iq2_s(raw, at)
-    total = part_iq2_s(raw, at, acts, i, S0123(scales), 0)
-    total = total + part_iq2_s(raw, at, acts, i, S4567(scales), 1)
-    total = total + part_iq2_s(raw, at, acts, i, S89AB(scales), 2)
-    return total + part_iq2_s(raw, at, acts, i, SCDEF(scales), 3)
+    return total_points(read_iq2_s, gather_iq2_s, raw, at, acts, i)
 
 
 @inlined
@@ -249,23 +242,14 @@ def gather_iq3_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 
 @inlined
-def part_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
-    return multiply_points(gather_iq3_s(raw, at, k), raw, at + S3_SIGNS + 8 * k, acts, i + 64 * k, scales)
-
-
-@inlined
-def read_iq3_s(raw: Bytes, at: Any) -> Lanes:
+def read_iq3_s(raw: Bytes, at: Any) -> Any:
     levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
-    return make_scales(convert(levels, np.uint16))
+    return load(raw, at + S3_SIGNS, 32), make_scales(convert(levels, np.uint16))
 
 
 @inlined
 def total_iq3_s(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    scales = read_iq3_s(raw, at)
-    total = part_iq3_s(raw, at, acts, i, S0123(scales), 0)
-    total = total + part_iq3_s(raw, at, acts, i, S4567(scales), 1)
-    total = total + part_iq3_s(raw, at, acts, i, S89AB(scales), 2)
-    return total + part_iq3_s(raw, at, acts, i, SCDEF(scales), 3)
+    return total_points(read_iq3_s, gather_iq3_s, raw, at, acts, i)
 
 
 @inlined
@@ -285,22 +269,10 @@ def gather_iq3_xxs(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 
 @inlined
-def part_iq3_xxs(raw: Bytes, at: Any, signs: Any, acts: Codes, i: Any, scales: Lanes, k: int) -> Lanes:
-    return multiply_points(gather_iq3_xxs(raw, at, k), signs, 8 * k, acts, i + 64 * k, scales)
-
-
-@inlined
-def read_iq3_xxs(raw: Bytes, at: Any, signs: Any) -> Lanes:
-    bits, scales = split_words(reinterpret(load(raw, at + XXS3_QS + 64, 32), np.uint32))
-    store(signs, 0, bits)
-    return scales
+def read_iq3_xxs(raw: Bytes, at: Any) -> Any:
+    return split_words(reinterpret(load(raw, at + XXS3_QS + 64, 32), np.uint32))
 
 
 @inlined
 def total_iq3_xxs(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    signs = stack(np.uint8, 32)
-    scales = read_iq3_xxs(raw, at, signs)
-    total = part_iq3_xxs(raw, at, signs, acts, i, S0123(scales), 0)
-    total = total + part_iq3_xxs(raw, at, signs, acts, i, S4567(scales), 1)
-    total = total + part_iq3_xxs(raw, at, signs, acts, i, S89AB(scales), 2)
-    return total + part_iq3_xxs(raw, at, signs, acts, i, SCDEF(scales), 3)
+    return total_points(read_iq3_xxs, gather_iq3_xxs, raw, at, acts, i)
