@@ -76,11 +76,15 @@ def shuffle(builder: Any, x: Any, y: Any, lanes: Sequence[int]) -> Any:
 
 
 def permutation(lanes: Sequence[int]) -> Any:
-    """A kernel function v -> w with w[k] = v[lanes[k]]. Called at module level: the lanes are compiled in."""
+    """A kernel function v -> w with w[k] = v[lanes[k]], 0 where that is -1. The lanes are compiled in: call it at
+    module level.
+    """
 
     def permute(tc: Any, x: Any) -> Any:
         vector = Vector(x.elt, len(lanes))
-        return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], args[0], lanes)
+        none = ir.Constant(x.llvm, None)
+        chosen = [x.n if k < 0 else k for k in lanes]
+        return vector(x), lambda context, builder, sig, args: shuffle(builder, args[0], none, chosen)
 
     return primitive(permute)
 

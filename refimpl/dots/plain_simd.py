@@ -59,7 +59,7 @@ def make_signed(read: Any, gather: Any, size: int, factor: np.float32, raw: Byte
     for b in range(raw.size // size):
         at, i = b * size, b * BYTES
         signs, scales = read(raw, at)
-        put_rest(scales, read_half(raw, at) * factor, plain, i)
+        put_rest(convert(scales, np.int16), read_half(raw, at) * factor, plain, i)
         put_signed(gather(raw, at, 0), EIGHT_0(signs), plain, i)
         put_signed(gather(raw, at, 1), EIGHT_1(signs), plain, i + 64)
         put_signed(gather(raw, at, 2), EIGHT_2(signs), plain, i + 128)

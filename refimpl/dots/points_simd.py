@@ -22,7 +22,6 @@ from refimpl.arith.simd_lanes import (
     reinterpret,
 )
 from refimpl.arith.simd_memory import get, load, peek
-from refimpl.dots.super_simd import S0123, S89AB, S4567, SCDEF
 from refimpl.quants.formats import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from refimpl.quants.grids import load_grid
 
@@ -44,6 +43,10 @@ XXS3_POINTS, S3_POINTS = (load_grid(name).points for name in ("iq3_xxs", "iq3_s"
 ODD_WORDS = permutation(range(1, 16, 2))
 TWICE = permutation([k // 2 for k in range(16)])
 EIGHT_0, EIGHT_1, EIGHT_2, EIGHT_3 = (permutation([8 * j + k // 8 for k in range(64)]) for j in range(4))
+# A scale's byte for 8 words; there are 16 scales twice, as each half of a 32-byte register reads its own
+SCALES_0, SCALES_1, SCALES_2, SCALES_3 = (
+    permutation([-1 if k % 2 else k // 16 % 2 * 16 + 4 * j + k // 16 for k in range(64)]) for j in range(4)
+)
 BITS = constants("uint8", [1 << k % 8 for k in range(64)])
 EACH_4, PAIRS_UP = (
     permutation([k // 4 for k in range(32)]),
@@ -71,17 +74,17 @@ def complete(seven: Lanes) -> Lanes:
 
 @inlined
 def split_words(words: Lanes) -> Any:
-    """Of 8 words of 4 times seven signs and a level of 4 bits: signs, uint8 [32]; scales, int16 [16]."""
+    """Of 8 words of 4 times seven signs and a level of 4 bits: signs, uint8 [32]; scales, uint8 [16]."""
     pairs = (words & np.uint32(0x3FFF)) | ((words & np.uint32(0x0FFFC000)) << np.uint32(2))
     sevens = (pairs & np.uint32(0x007F007F)) | ((pairs & np.uint32(0x3F803F80)) << np.uint32(1))
-    scales = TWICE(make_scales(convert(words >> np.uint32(28), np.uint16)))
+    scales = TWICE(make_scales(convert(words >> np.uint32(28), np.uint8)))
     return reinterpret(complete(sevens), np.uint8), scales
 
 
 @inlined
 def make_scales(levels: Lanes) -> Lanes:
-    """2 * level + 1 as int16."""
-    return reinterpret(levels + levels, np.int16) + np.int16(1)
+    """2 * level + 1 of bytes."""
+    return (levels + levels) | np.uint8(1)
 
 
 @inlined
@@ -97,31 +100,32 @@ def multiply_points(point: Lanes, signs: Lanes, acts: Codes, i: Any, scales: Lan
     point  : 64 points, side by side in wider lanes
     signs  : as test_bits() takes them
     acts   : from i on
-    scales : int16 [32], one for two weights
+    scales : uint8 [64], the low byte of one for two weights, then 0
     """
     x = load(acts, i, 64)
     signed = select(test_bits(signs), fill(np.int8(0), 64) - x, x)
-    return multiply_words(multiply_bytes(reinterpret(point, np.uint8), signed), scales)
+    return multiply_words(multiply_bytes(reinterpret(point, np.uint8), signed), reinterpret(scales, np.int16))
 
 
 @inlined
 def total_points(read: Any, gather: Any, raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
     """The integers of a block.
 
-    read(raw, at)      : its signs, uint8 [32], and its scales, int16 [16]
+    read(raw, at)      : its signs, uint8 [32], and its scales, uint8 [16]
     gather(raw, at, k) : its points k * 64 to k * 64 + 63, side by side in wider lanes
     """
     signs, scales = read(raw, at)
-    total = multiply_points(gather(raw, at, 0), EIGHT_0(signs), acts, i, S0123(scales))
-    total = total + multiply_points(gather(raw, at, 1), EIGHT_1(signs), acts, i + 64, S4567(scales))
-    total = total + multiply_points(gather(raw, at, 2), EIGHT_2(signs), acts, i + 128, S89AB(scales))
-    return total + multiply_points(gather(raw, at, 3), EIGHT_3(signs), acts, i + 192, SCDEF(scales))
+    scales = join(scales, scales)
+    total = multiply_points(gather(raw, at, 0), EIGHT_0(signs), acts, i, SCALES_0(scales))
+    total = total + multiply_points(gather(raw, at, 1), EIGHT_1(signs), acts, i + 64, SCALES_1(scales))
+    total = total + multiply_points(gather(raw, at, 2), EIGHT_2(signs), acts, i + 128, SCALES_2(scales))
+    return total + multiply_points(gather(raw, at, 3), EIGHT_3(signs), acts, i + 192, SCALES_3(scales))
 
 
 @inlined
 def eight(points: Codes, number: Any) -> np.uint64:
     """A point of eight weights."""
-    return peek(points, 8 * np.int64(number), np.uint64)
+    return peek(points, 8 * np.int64(number), np.float64)
 
 
 @inlined
@@ -181,7 +185,7 @@ def read_iq2_xs(raw: Bytes, at: Any) -> Any:
     words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
     sevens = reinterpret(convert(words >> np.uint16(9), np.uint8), np.uint32)
     levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    return reinterpret(complete(sevens), np.uint8), make_scales(convert(levels, np.uint16))
+    return reinterpret(complete(sevens), np.uint8), make_scales(levels)
 
 
 @inlined
@@ -209,7 +213,7 @@ def gather_iq2_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 @inlined
 def read_iq2_s(raw: Bytes, at: Any) -> Any:
     levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
-    return load(raw, at + S_SIGNS, 32), make_scales(convert(levels, np.uint16))
+    return load(raw, at + S_SIGNS, 32), make_scales(levels)
 
 
 @inlined
@@ -244,7 +248,7 @@ def gather_iq3_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 @inlined
 def read_iq3_s(raw: Bytes, at: Any) -> Any:
     levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
-    return load(raw, at + S3_SIGNS, 32), make_scales(convert(levels, np.uint16))
+    return load(raw, at + S3_SIGNS, 32), make_scales(levels)
 
 
 @inlined

@@ -26,7 +26,7 @@ from refimpl.arith.simd_lanes import (
 )
 from refimpl.arith.simd_memory import get, load, peek, prefetch, put, store
 from refimpl.dots.factors import EIGHTH
-from refimpl.dots.points_simd import EACH_4, eight, make_scales, word
+from refimpl.dots.points_simd import EACH_4, eight, word
 from refimpl.dots.runs_simd import add_all
 from refimpl.dots.super_simd import EVEN, ODD, fold8, madd
 from refimpl.dots.unpack_simd import read_half
@@ -51,9 +51,13 @@ FOUR_EACH, THREES = (
 IN_TURN_8, IN_TURN_16, IN_TURN_32 = (
     permutation([k // 2 + k % 2 * n for k in range(2 * n)]) for n in (8, 16, 32)
 )
-# Scales of bytes, or of the low bytes of words, each for its share of 64 weights
-B01, B23, B45, B67 = (permutation([4 * k + k2 // 32 * 2 for k2 in range(64)]) for k in range(4))
-B0123, B4567, B89AB, BCDEF = (permutation([4 * k + k2 // 16 for k2 in range(64)]) for k in range(4))
+# Of 16 bytes twice, as in points_simd.py, each for its share of 64 weights: the low ones of 8 words; all
+B01, B23, B45, B67 = (
+    permutation([k // 16 % 2 * 16 + 4 * j + k // 32 * 2 for k in range(64)]) for j in range(4)
+)
+B0123, B4567, B89AB, BCDEF = (
+    permutation([k // 16 % 2 * 16 + 4 * j + k // 16 for k in range(64)]) for j in range(4)
+)
 # What holds for 16 weights: of each 64 weights [half of 32][32 of 64] for [32 of 64][half of 32], 64 and 64 in turn;
 # the halves of lanes then unpack as these CPUs' instructions do
 SWAP = permutation([4 * p + 2 * e + h for p in (0, 2, 1, 3) for h in (0, 1) for e in (0, 1)])
@@ -108,13 +112,13 @@ def total_points(numbers: Lanes, acts: Codes, i: Any, a: Lanes, b: Lanes, c: Lan
 
 @inlined
 def total_s(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes) -> Lanes:
-    s = reinterpret(scales, np.uint8)
+    s = reinterpret(join(scales, scales), np.uint8)
     return total_points(numbers_s(raw, at), acts, i, B01(s), B23(s), B45(s), B67(s))
 
 
 @inlined
 def total_m(raw: Bytes, at: Any, acts: Codes, i: Any, scales: Lanes) -> Lanes:
-    s = convert(scales, np.uint8)
+    s = convert(join(scales, scales), np.uint8)
     return total_points(numbers_m(raw, at), acts, i, B0123(s), B4567(s), B89AB(s), BCDEF(s))
 
 
@@ -152,7 +156,7 @@ def shifts_m(raw: Bytes, at: Any, fours: Shorts, i: Any, scales: Lanes) -> Lanes
 def scales_s(raw: Bytes, at: Any) -> Any:
     """Scales of IQ1_S, int16 [8], and the same with the signs of the shifts."""
     words = reinterpret(load(raw, at + S_QH, 16), np.uint16)
-    scales = make_scales((words >> np.uint16(12)) & np.uint16(7))
+    scales = reinterpret(((words >> np.uint16(11)) & np.uint16(14)) | np.uint16(1), np.int16)
     return scales, select(words > np.uint16(0x7FFF), fill(np.int16(0), 8) - scales, scales)
 
 
@@ -169,7 +173,8 @@ def shifts_s(shifts: Lanes, bsums: Shorts, i: Any) -> np.float32:
 def scales_m(raw: Bytes, at: Any) -> Lanes:
     """Scales of IQ1_M, int16 [16]."""
     words = reinterpret(load(raw, at + M_SCALES, 8), np.uint16)
-    return make_scales((FOUR_EACH(words) >> THREES()) & np.uint16(7))
+    levels = (FOUR_EACH(words) >> THREES()) & np.uint16(7)
+    return reinterpret((levels + levels) | np.uint16(1), np.int16)
 
 
 @inlined
