@@ -23,7 +23,7 @@ from refimpl.arith.simd_memory import load, peek, store
 from refimpl.dots import points_simd as points
 from refimpl.dots import shifted_simd as shifted
 from refimpl.dots.factors import FACTORS
-from refimpl.dots.points_simd import EIGHT_0, EIGHT_1, EIGHT_2, EIGHT_3, test_bits
+from refimpl.dots.points_simd import EIGHT_HIGH, EIGHT_LOW, test_bits, twice_high, twice_low
 from refimpl.dots.tiled_simd import add_under_scale, lay_out, multiply_tiles
 from refimpl.dots.unpack_simd import TWICE, read_half
 from refimpl.quants.formats import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
@@ -60,10 +60,11 @@ def make_signed(read: Any, gather: Any, size: int, factor: np.float32, raw: Byte
         at, i = b * size, b * BYTES
         signs, scales = read(raw, at)
         put_rest(convert(scales, np.int16), read_half(raw, at) * factor, plain, i)
-        put_signed(gather(raw, at, 0), EIGHT_0(signs), plain, i)
-        put_signed(gather(raw, at, 1), EIGHT_1(signs), plain, i + 64)
-        put_signed(gather(raw, at, 2), EIGHT_2(signs), plain, i + 128)
-        put_signed(gather(raw, at, 3), EIGHT_3(signs), plain, i + 192)
+        low, high = twice_low(signs), twice_high(signs)
+        put_signed(gather(raw, at, 0), EIGHT_LOW(low), plain, i)
+        put_signed(gather(raw, at, 1), EIGHT_HIGH(low), plain, i + 64)
+        put_signed(gather(raw, at, 2), EIGHT_LOW(high), plain, i + 128)
+        put_signed(gather(raw, at, 3), EIGHT_HIGH(high), plain, i + 192)
 
 
 @jit

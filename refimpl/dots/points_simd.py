@@ -14,8 +14,10 @@ from refimpl.arith.simd_dot import multiply_bytes, multiply_words
 from refimpl.arith.simd_lanes import (
     constants,
     convert,
+    high_half,
     join,
     lane,
+    low_half,
     mask_from,
     of_eight,
     permutation,
@@ -42,8 +44,9 @@ XXS3_POINTS, S3_POINTS = (load_grid(name).points for name in ("iq3_xxs", "iq3_s"
 
 ODD_WORDS = permutation(range(1, 16, 2))
 TWICE = permutation([k // 2 for k in range(16)])
-EIGHT_0, EIGHT_1, EIGHT_2, EIGHT_3 = (permutation([8 * j + k // 8 for k in range(64)]) for j in range(4))
-# A scale's byte for 8 words; there are 16 scales twice, as each half of a 32-byte register reads its own
+# 8 times each of 8 bytes; there are 16 twice, as each half of a 32-byte register reads its own
+EIGHT_LOW, EIGHT_HIGH = (permutation([k // 16 % 2 * 16 + 8 * h + k // 8 for k in range(64)]) for h in (0, 1))
+# A scale's byte for 8 words; of 16 scales twice, too
 SCALES_0, SCALES_1, SCALES_2, SCALES_3 = (
     permutation([-1 if k % 2 else k // 16 % 2 * 16 + 4 * j + k // 16 for k in range(64)]) for j in range(4)
 )
@@ -53,11 +56,6 @@ EACH_4, PAIRS_UP = (
     constants("uint16", [8 - k % 4 * 2 for k in range(32)]),
 )
 IN_TURN_64 = permutation([k // 2 + k % 2 * 64 for k in range(128)])
-FOUR_TIMES_4 = permutation([k // 4 for k in range(16)])
-NIBBLES, PAIRED = (
-    constants("uint8", [0, 4] * 8),
-    constants("uint8", [k // 2 % 2 * 4 for k in range(16)]),
-)
 
 
 @inlined
@@ -82,9 +80,26 @@ def split_words(words: Lanes) -> Any:
 
 
 @inlined
+def split_nibbles(v: Lanes) -> Lanes:
+    """The low nibble of each byte, and the high one: twice as many bytes."""
+    low, high = v & np.uint8(15), v >> np.uint8(4)
+    return reinterpret(convert(low, np.uint16) | (convert(high, np.uint16) << np.uint16(8)), np.uint8)
+
+
+@inlined
 def make_scales(levels: Lanes) -> Lanes:
     """2 * level + 1 of bytes."""
     return (levels + levels) | np.uint8(1)
+
+
+@inlined
+def twice_low(v: Lanes) -> Lanes:
+    return join(low_half(v), low_half(v))
+
+
+@inlined
+def twice_high(v: Lanes) -> Lanes:
+    return join(high_half(v), high_half(v))
 
 
 @inlined
@@ -116,10 +131,11 @@ def total_points(read: Any, gather: Any, raw: Bytes, at: Any, acts: Codes, i: An
     """
     signs, scales = read(raw, at)
     scales = join(scales, scales)
-    total = multiply_points(gather(raw, at, 0), EIGHT_0(signs), acts, i, SCALES_0(scales))
-    total = total + multiply_points(gather(raw, at, 1), EIGHT_1(signs), acts, i + 64, SCALES_1(scales))
-    total = total + multiply_points(gather(raw, at, 2), EIGHT_2(signs), acts, i + 128, SCALES_2(scales))
-    return total + multiply_points(gather(raw, at, 3), EIGHT_3(signs), acts, i + 192, SCALES_3(scales))
+    low, high = twice_low(signs), twice_high(signs)
+    total = multiply_points(gather(raw, at, 0), EIGHT_LOW(low), acts, i, SCALES_0(scales))
+    total = total + multiply_points(gather(raw, at, 1), EIGHT_HIGH(low), acts, i + 64, SCALES_1(scales))
+    total = total + multiply_points(gather(raw, at, 2), EIGHT_LOW(high), acts, i + 128, SCALES_2(scales))
+    return total + multiply_points(gather(raw, at, 3), EIGHT_HIGH(high), acts, i + 192, SCALES_3(scales))
 
 
 @inlined
@@ -184,7 +200,7 @@ def gather_iq2_xs(raw: Bytes, at: Any, k: Any) -> Lanes:
 def read_iq2_xs(raw: Bytes, at: Any) -> Any:
     words = reinterpret(load(raw, at + XS_QS, 64), np.uint16)
     sevens = reinterpret(convert(words >> np.uint16(9), np.uint8), np.uint32)
-    levels = (TWICE(load(raw, at + XS_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    levels = split_nibbles(load(raw, at + XS_SCALES, 8))
     return reinterpret(complete(sevens), np.uint8), make_scales(levels)
 
 
@@ -212,7 +228,7 @@ def gather_iq2_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 @inlined
 def read_iq2_s(raw: Bytes, at: Any) -> Any:
-    levels = (TWICE(load(raw, at + S_SCALES, 8)) >> NIBBLES()) & np.uint8(15)
+    levels = split_nibbles(load(raw, at + S_SCALES, 8))
     return load(raw, at + S_SIGNS, 32), make_scales(levels)
 
 
@@ -247,7 +263,7 @@ def gather_iq3_s(raw: Bytes, at: Any, k: Any) -> Lanes:
 
 @inlined
 def read_iq3_s(raw: Bytes, at: Any) -> Any:
-    levels = (FOUR_TIMES_4(load(raw, at + S3_SCALES, 4)) >> PAIRED()) & np.uint8(15)
+    levels = TWICE(split_nibbles(load(raw, at + S3_SCALES, 4)))
     return load(raw, at + S3_SIGNS, 32), make_scales(levels)
 
 
