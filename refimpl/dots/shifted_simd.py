@@ -58,8 +58,8 @@ B01, B23, B45, B67 = (
 B0123, B4567, B89AB, BCDEF = (
     permutation([k // 16 % 2 * 16 + 4 * j + k // 16 for k in range(64)]) for j in range(4)
 )
-# What holds for 16 weights: of each 64 weights [half of 32][32 of 64] for [32 of 64][half of 32], 64 and 64 in turn;
-# the halves of lanes then unpack as these CPUs' instructions do
+# What holds for 16 weights each: of the p-th 64 weights, of their 32 weights e, half h. From [p][e][h] to [p][h][e],
+# pairs for multiply_words(); p is 0, 2, 1, 3, as UNPACK_LOW and UNPACK_HIGH then stay within halves of a register.
 SWAP = permutation([4 * p + 2 * e + h for p in (0, 2, 1, 3) for h in (0, 1) for e in (0, 1)])
 UNPACK_LOW, UNPACK_HIGH = (permutation([k + h for k in (0, 8, 1, 9, 4, 12, 5, 13)]) for h in (0, 2))
 TWICE_LOW, TWICE_HIGH = (permutation([h + k // 2 for k in range(8)]) for h in (0, 4))
@@ -95,7 +95,10 @@ def gather(a: Any, b: Any) -> Lanes:
 
 @inlined
 def multiply_points(points: Lanes, acts: Codes, i: Any, scales: Lanes) -> Lanes:
-    """64 points times activations from i on times scales, uint8 [64]: int16 [32]. Four of these sums fit in 16 bits."""
+    """64 points times activations from i on times scales, uint8 [64]: int16 [32].
+
+    Eight of them fit in 16 bits: 8 * 2 * 15 * 127 = 30480.
+    """
     return multiply_bytes(scales, give_signs(load(acts, i, 64), points))
 
 
