@@ -42,9 +42,11 @@ def check_dsa(twin: ModuleType, draw: Any) -> Pairs:
     if hasattr(twin, "add_heads"):
         k, (q, weights) = draw.weights(32)[:keys], gaussian(draw.rng, 2, 3 * 4 * 32)
         q, weights = q.reshape(3, 4, 32), weights[:12].reshape(3, 4)
-        out = nan(3, len(k))
-        twin.add_heads(q, k, weights, out)
-        yield "add_heads", out, dsa.add_heads(q, k, weights, conventions("refimpl"), reference=True)
+        want = dsa.add_heads(q, k, weights, conventions("refimpl"), reference=True)
+        for first in (keys, 0, 2):
+            out, seen = nan(3, len(k)), np.arange(len(k)) <= first + np.arange(3)[:, None]
+            twin.add_heads(q, k, weights, first, out)
+            yield f"add_heads from {first} on", np.where(seen, out, 0), np.where(seen, want, 0)
         return
     x = draw.weights(64)
     out = nan(*x.shape)

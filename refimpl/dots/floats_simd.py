@@ -1,8 +1,8 @@
 """Products of float matrices on vectors: the bits of floats_jit for every shape.
 
-A sum's 16 lanes are one vector; 4 rows and 4 tokens (or 8 rows and one token) are multiplied at a time, so that
-every load serves several products and the additions of 16 sums hide each other's latency. Which sums are taken
-together never changes a sum.
+For a few tokens a sum's 16 lanes are one vector; 4 rows and 4 tokens (or 8 rows and one token) are multiplied at a
+time, so that every load serves several products and the additions of 16 sums hide each other's latency. Many tokens
+are worth laying rows out for (sixteen_simd). Which sums are taken together never changes a sum.
 """
 
 from typing import Any
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_lanes import as_float32, first, high_half, join, low_half, permutation
-from refimpl.arith.simd_memory import load, prefetch, put, store
+from refimpl.arith.simd_memory import get, load, prefetch, put, stack, store
 from refimpl.arith.sums import DOT_LANES
 from refimpl.dots.folds_simd import fold_four, fold_sixteen
+from refimpl.dots.sixteen_simd import allocate_rows, lay_out, multiply_six
 
 Floats = NDArray[np.float32]
 Weights = NDArray[Any]  # float32, or uint16: bf16 bits
@@ -23,6 +24,9 @@ Weights = NDArray[Any]  # float32, or uint16: bf16 bits
 LANES = DOT_LANES
 ZERO = np.float32(0)
 AHEAD = 512  # elements that are asked for before they are read
+MANY = 16  # tokens that are worth laying rows out for
+TOKENS = 96  # a multiple of 6; of so many the factors stay in the caches
+SUMS = 96 * 16
 
 FOUR_TIMES = permutation([*range(16)] * 4)
 EIGHT_TIMES = permutation([*range(16)] * 8)
@@ -47,11 +51,33 @@ def multiply(w: Weights, x: Floats, out: Floats) -> None:
     x   : [t, n] float32
     out : [t, m] float32, written
     """
+    if x.shape[0] >= MANY:
+        multiply_many(w, x, out)
+        return
     tokens = x.shape[0] // 4 * 4
     for t in range(0, tokens, 4):
         multiply_four(w, x, t, out)
     for t in range(tokens, x.shape[0]):
         multiply_one(w, x, t, out)
+
+
+@jit
+def multiply_many(w: Weights, x: Floats, out: Floats) -> None:
+    """16 rows at a time, and 6 tokens."""
+    m, n = w.shape
+    tile, sums = allocate_rows(n), stack(np.float32, SUMS)
+    for token in range(0, x.shape[0], TOKENS):
+        tokens = min(TOKENS, x.shape[0] - token)
+        for start in range(0, m, 16):
+            lay_out(w, start, tile)
+            for t in range(0, tokens, 6):
+                multiply_six(tile, x, token + t, x.shape[0], n, sums, t * 16)
+            for t in range(tokens):
+                if start + 16 <= m:
+                    store(out, (token + t) * m + start, load(sums, t * 16, 16))
+                    continue
+                for r in range(start, m):
+                    put(out, (token + t) * m + r, get(sums, t * 16 + r - start))
 
 
 @jit

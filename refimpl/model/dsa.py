@@ -30,7 +30,6 @@ Turn = tuple[Array, Array]
 
 AT_ONCE = 1 << 21  # products of heads and keys, so that those of a long prompt need not exist all together
 QUERIES = 256  # tokens whose queries exist at a time
-WIDEST = 256  # channels that the kernel has room for
 
 
 def index_keys(
@@ -75,9 +74,11 @@ def hadamard(x: Array, reference: bool = False) -> Array:  # [..., n] -> [..., n
 
 
 def score(
-    q: Array, k: Array, weights: Array, conv: Conventions
+    q: Array, k: Array, weights: Array, conv: Conventions, first: int | None = None
 ) -> Array:  # [T, H, n], [S, n], [T, H] -> [T, S]
-    """Score every key for every query.
+    """Score every key for every query, or those that it sees.
+
+    first : position of the first query, where key s is at position s: of keys after a query, any number comes back
 
     Rounds: the dot products as `product` does; each weighted head and each addition over heads, in the type of q.
     """
@@ -85,26 +86,28 @@ def score(
         conv.index != "f32"
     ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
         (q, q_scale), (k, k_scale) = _to_fp8(q, conv.index), _to_fp8(k, conv.index)
-        return add_heads(q, k, weights * q_scale[..., 0], conv) * k_scale[:, 0]
-    return add_heads(q, k, weights, conv)
+        return add_heads(q, k, weights * q_scale[..., 0], conv, first) * k_scale[:, 0]
+    return add_heads(q, k, weights, conv, first)
 
 
 def add_heads(
-    q: Array, k: Array, weights: Array, conv: Conventions, reference: bool = False
+    q: Array, k: Array, weights: Array, conv: Conventions, first: int | None = None, reference: bool = False
 ) -> Array:  # [T, H, n], [S, n], [T, H] -> [T, S]
     """The sum over heads of weights[t, h] * relu(q[t, h] . k[s]), one head after the other.
 
-    reference : True takes the NumPy text for float32 too
+    reference : True takes the NumPy text for float32 too, which scores all keys
     """
     tokens, width = len(q), q.shape[-1]
-    if q.dtype == np.float32 and width % 16 == 0 and width <= WIDEST and not reference:
+    if q.dtype == np.float32 and width % 16 == 0 and not reference:
         kernel, q, k = import_module("refimpl.model.dsa_simd").add_heads, *map(np.ascontiguousarray, (q, k))
-        jobs = threads_worth(conv.jobs, q.size * len(k))
-        weights, out = np.ascontiguousarray(weights), np.empty((tokens, len(k)), np.float32)
+        jobs, first = threads_worth(conv.jobs, q.size * len(k)), len(k) if first is None else first
+        weights, out = np.ascontiguousarray(weights), np.zeros((tokens, len(k)), np.float32)
         if tokens == 1:
-            share(lambda some: kernel(q, k[some], weights, out[:, some].reshape(1, -1)), len(k), jobs)
+            share(lambda some: kernel(q, k[some], weights, len(k), out[:, some].reshape(1, -1)), len(k), jobs)
         else:
-            share(lambda some: kernel(q[some], k, weights[some], out[some]), tokens, jobs)
+            share(
+                lambda some: kernel(q[some], k, weights[some], first + some.start, out[some]), tokens, jobs
+            )
         return out
     heads = np.maximum(product(q.reshape(-1, width), k, conv).reshape(*q.shape[:2], len(k)), 0)
     total = np.zeros((tokens, len(k)), q.dtype)
@@ -156,7 +159,7 @@ def select(
     for t in range(0, len(q), step):
         last = min(t + step, len(q))
         seen = k[: first + last]  # no query of these sees the keys behind
-        scores = score(q[t:last], seen, weights[t:last], conv)
+        scores = score(q[t:last], seen, weights[t:last], conv, first + t)
         chosen += select_topk(scores, first + t, hp.index_topk)
         if heard is not None:
             mask = np.arange(len(seen)) <= first + np.arange(t, last)[:, None]
