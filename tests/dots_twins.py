@@ -27,7 +27,8 @@ def check_fma(twin: ModuleType, draw: Any) -> Pairs:
 def check_floats(twin: ModuleType, draw: Any) -> Pairs:
     n = 16 * int(draw.rng.integers(1, 5))
     w, x = draw.weights(n), draw.weights(n)[: draw.rows]
-    shapes = ((1, 1), (2, 2)) if draw.rows == 2 else ((13, 1), (5, 7), (3, 9), (16, 4), (1, 5), (22, 22), (16, 18), (3, 17))
+    many = ((13, 1), (5, 7), (3, 9), (16, 4), (1, 5), (22, 22), (16, 18), (3, 17))
+    shapes = ((1, 1), (2, 2)) if draw.rows == 2 else many
     for rows, tokens in shapes:
         got, want = (np.full((tokens, rows), np.nan, np.float32) for _ in range(2))
         twin.multiply(w[:rows], x[:tokens], got)

@@ -105,9 +105,7 @@ def add_heads(
         if tokens == 1:
             share(lambda some: kernel(q, k[some], weights, len(k), out[:, some].reshape(1, -1)), len(k), jobs)
         else:
-            share(
-                lambda some: kernel(q[some], k, weights[some], first + some.start, out[some]), tokens, jobs
-            )
+            share(lambda some: kernel(q[some], k, weights[some], first + some.start, out[some]), tokens, jobs)
         return out
     heads = np.maximum(product(q.reshape(-1, width), k, conv).reshape(*q.shape[:2], len(k)), 0)
     total = np.zeros((tokens, len(k)), q.dtype)
