@@ -141,27 +141,6 @@ def multiply_by_twos(
 
 
 @inlined
-def multiply_plain(
-    add: Any, read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints,
-    out: Floats,
-) -> None:  # fmt: skip
-    """avx2.add_plain; 4 rows or more."""
-    m, (tokens, blocks) = raw.shape[0], act_d.shape
-    row = blocks * size
-    for start in range(0, m, 4):
-        r = min(start, m - 4)
-        for t in range(tokens):
-            low, high = fill(ZERO, 16), fill(ZERO, 16)
-            for b in range(blocks):
-                at = r * row + b * size
-                prefetch_rows(raw, at, row)
-                low, high = add_block(
-                    add, read, steps, raw, at, qs, row, acts, act_d, fours, t * blocks + b, low, high
-                )
-            store(out, t * m + r, fold(low, high))
-
-
-@inlined
 def multiply_generic(
     add: Any, read: Any, steps: Any, size: int, qs: int, raw: Bytes, acts: Codes, act_d: Floats, fours: Ints,
     fused: bool, out: Floats,
@@ -218,11 +197,6 @@ def unpack_iq4_xs(raw: Bytes, at: Any, q: Bytes, i: Any) -> Any:
 @jit
 def avx2_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
     multiply_by_twos(add_fours, read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
-
-
-@jit
-def tiled_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, fours: Ints, out: Floats) -> None:
-    multiply_plain(add_fours, read_iq4, load_steps, IQ4_NL_BYTES, IQ4_NL_QS, raw, acts, act_d, fours, out)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""The order `avx2` on vectors for blocks of 32 and many tokens: the bits of avx2_jit.
+"""The order `avx2` on vectors for blocks of 32 and many tokens, and `tiled` of IQ4_NL: the bits of avx2_jit, tiled_jit.
 
 Rows are taken apart once, 4 side by side, and meet 4 tokens at a time. Here it is the activations that are taken as
 unsigned, 128 too large; what that is too much depends on the weights alone, and is where their lanes start. CPUs that
@@ -15,6 +15,7 @@ from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, join, reinterpret
 from refimpl.arith.simd_memory import get, load, store
+from refimpl.dots.levels_simd import IQ4_BIAS, IQ4_NL_BYTES, IQ4_NL_QS, read_iq4
 from refimpl.dots.small_simd import (
     EACH_8,
     Q4_0_BYTES,
@@ -24,6 +25,7 @@ from refimpl.dots.small_simd import (
     codes_q5_0,
     codes_q8_0,
     fold,
+    load_nibbles,
     load_steps,
 )
 from refimpl.quants.formats import Q4_0, Q5_0, Q8_0
@@ -210,6 +212,18 @@ def many_q4_0(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
 @jit
 def many_q5_0(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
     multiply_many(codes_q5_0, Q5_0_BYTES, 16, raw, acts, act_d, out)
+
+
+@inlined
+def codes_iq4_nl(raw: Bytes, at: Any) -> Lanes:
+    """uint8 [32]: level + 128."""
+    return reinterpret(read_iq4(load_nibbles(raw, at + IQ4_NL_QS)), np.uint8)
+
+
+@jit
+def many_iq4_nl(raw: Bytes, acts: Codes, act_d: Floats, out: Floats) -> None:
+    """In the order tiled, which is avx2's of the others: avx2.add_plain."""
+    multiply_many(codes_iq4_nl, IQ4_NL_BYTES, IQ4_BIAS, raw, acts, act_d, out)
 
 
 KERNELS = {Q8_0.id: many_q8_0, Q4_0.id: many_q4_0, Q5_0.id: many_q5_0}

@@ -15,7 +15,7 @@ from refimpl.arith.simd import FEATURES, Lanes, fill, inlined
 from refimpl.arith.simd_dot import HAS_FOURS, add_fours, fma, multiply_bytes, multiply_words
 from refimpl.arith.simd_lanes import convert, reinterpret
 from refimpl.arith.simd_memory import get, load, peek, put, store, transpose16
-from refimpl.dots import avx2_simd, levels_simd, small_simd, tiled_jit
+from refimpl.dots import avx2_simd, many_simd, tiled_jit
 from refimpl.dots.factors import FACTORS
 from refimpl.dots.levels_simd import IQ4_XS_BYTES, unpack_iq4_xs
 from refimpl.dots.super_simd import EVEN
@@ -52,7 +52,7 @@ def spread_pair(low: Shorts, i: int) -> Lanes:
 @inlined
 def add_scaled(a: Lanes, total: Lanes, scales: Ints, j: int) -> Lanes:
     """a + total * scale."""
-    return a + total * np.int32(get(scales, j) >> 16)
+    return a + total * get(scales, j)
 
 
 @inlined
@@ -150,10 +150,10 @@ def add_block(
 
 
 @inlined
-def twice(scale: Lanes) -> Lanes:
-    """Scales as both halves of an int32."""
+def as_factors(run: int, scale: Lanes) -> Lanes:
+    """Scales as int32, or where pairs are multiplied as both halves of one."""
     wide = convert(scale, np.int32)
-    return (wide << np.int32(16)) | (wide & np.int32(0xFFFF))
+    return wide if HAS_FOURS or run == 0 else (wide << np.int32(16)) | (wide & np.int32(0xFFFF))
 
 
 @inlined
@@ -195,10 +195,10 @@ def multiply_tiles(
                 scale, off, step, least = unpack(raw, at, q, k * n + b * BLOCK)
                 j = k * groups + b * 64 // per
                 if per == 4:
-                    store(scales, j, twice(scale))
+                    store(scales, j, as_factors(run, scale))
                     store(low, j, off)
                 else:
-                    store(scales, j, twice(EVEN(scale)))
+                    store(scales, j, as_factors(run, EVEN(scale)))
                     store(low, j, EVEN(off))
                 put(d, k * blocks + b, step)
                 put(dmin, k * blocks + b, least)
@@ -320,8 +320,8 @@ def multiply(
         kernel(raw, codes, sums, steps, out)
     elif fmt in FACTORS:  # grids are loaded for who needs them
         import_module("refimpl.dots.plain_simd").multiply(fmt, raw, acts, act_d, bsums, out)
-    elif fmt == IQ4_NL.id and len(raw) >= small_simd.ROWS:
-        levels_simd.tiled_iq4_nl(raw, acts, act_d, small_simd.sum_fours(acts, levels_simd.IQ4_BIAS), out)
+    elif fmt == IQ4_NL.id and len(raw) >= many_simd.ROWS and len(acts) >= many_simd.TOKENS:
+        many_simd.many_iq4_nl(raw, acts, act_d, out)
     elif fmt not in tiled_jit.CHAINED and fmt not in tiled_jit.ONE_SET:
         avx2_simd.multiply(fmt, raw, acts, act_d, act_s, bsums, out)
     else:
