@@ -30,10 +30,14 @@ def check_norm(twin: ModuleType, draw: Any) -> Pairs:
 def check_rope(twin: ModuleType, draw: Any) -> Pairs:
     x = draw.weights(32).reshape(draw.rows, 2, 16)
     turn = rope.angles(draw.rng.integers(0, 9999, draw.rows), 12, 1e4)
-    for heads in (x[..., :12], x):  # all channels of a view, and some with others behind them
+    wide = rope.angles(draw.rng.integers(0, 9999, draw.rows), 48, 1e4)
+    # all channels of a view, some with others behind them, and more than a vector has
+    cases = (x[..., :12], turn), (x, turn), (draw.weights(64)[:, None], wide)
+    for heads, angles in cases:
         out = nan(*heads.shape)
-        twin.rotate(heads, *(part.astype(np.float32) for part in turn), out)
-        yield f"rotate {heads.shape[-1]}", out, rope.rotate(heads, turn, reference=True)
+        given = heads if twin.__name__.endswith("_jit") else np.ascontiguousarray(heads)
+        twin.rotate(given, *(part.astype(np.float32) for part in angles), out)
+        yield f"rotate {heads.shape[-1]}", out, rope.rotate(heads, angles, reference=True)
 
 
 def check_dsa(twin: ModuleType, draw: Any) -> Pairs:

@@ -25,8 +25,8 @@ LANES = DOT_LANES
 ZERO = np.float32(0)
 AHEAD = 512  # elements that are asked for before they are read
 MANY = 16  # tokens that are worth laying rows out for
-TOKENS = 96  # a multiple of 6; of so many the factors stay in the caches
-SUMS = 96 * 16
+TOKENS = 192  # a multiple of 6; of so many the factors stay in the caches
+SUMS = 192 * 16
 
 FOUR_TIMES = permutation([*range(16)] * 4)
 EIGHT_TIMES = permutation([*range(16)] * 8)

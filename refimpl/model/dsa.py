@@ -173,12 +173,17 @@ def choose(
 ) -> list[Array]:  # [T, D], [T, 2048], [S, 128] -> T x [<= 2048]  # fmt: skip
     """Make queries, score and choose: QUERIES tokens at a time where nobody listens, so that all stays in the caches.
 
-    The last part is never a short one: ggml adds in another order for a few tokens than for many.
+    Tokens that see no more keys than may be chosen then need no queries. No part is a short one where there are more
+    tokens: ggml adds in another order for a few tokens than for many.
     """
-    step = len(x) if hears(tap, "indexer_q") else QUERIES
-    ends = [*range(step, len(x) - step // 2, step), len(x)]
-    chosen: list[Array] = []
-    for t, last in zip([0, *ends], ends, strict=False):
+    start, step = 0, len(x)
+    if not hears(tap, "indexer_q"):
+        if first + len(x) <= hp.index_topk:
+            return [np.arange(first + t + 1) for t in range(len(x))]
+        start, step = max(0, min(hp.index_topk - first, len(x) - QUERIES // 2)), QUERIES
+    ends = [*range(start + step, len(x) - step // 2, step), len(x)]
+    chosen = [np.arange(first + t + 1) for t in range(start)]
+    for t, last in zip([start, *ends], ends, strict=False):
         part = turn[0][t:last], turn[1][t:last]
         q, weights = index_queries(x[t:last], qr[t:last], w, part, hp, conv, tap)
         chosen += select(q, keys[: first + last], weights, first + t, hp, conv, tap)

@@ -53,9 +53,9 @@ def rotate(
     """
     cos, sin = (part.astype(x.dtype) for part in turn)
     if x.dtype == np.float32 and not halves and not reference:
-        out = np.empty(x.shape, x.dtype)
-        kernel = import_module("refimpl.model.rope_jit").rotate
-        kernel(x.reshape(len(x), -1, x.shape[-1]), cos, sin, out.reshape(len(x), -1, x.shape[-1]))
+        out, heads = np.empty(x.shape, x.dtype), (len(x), -1, x.shape[-1])
+        kernel = import_module("refimpl.model.rope_simd").rotate
+        kernel(np.ascontiguousarray(x).reshape(heads), cos, sin, out.reshape(heads))
         return out
     cos, sin = (part.reshape(len(x), *[1] * (x.ndim - 2), -1) for part in (cos, sin))
     half = cos.shape[-1]
