@@ -15,7 +15,7 @@ from refimpl.arith.simd import Lanes, fill, inlined
 from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma, multiply_words
 from refimpl.arith.simd_lanes import convert, join, reinterpret
 from refimpl.arith.simd_memory import get, load, store
-from refimpl.dots.levels_simd import IQ4_BIAS, IQ4_NL_BYTES, IQ4_NL_QS, read_iq4
+from refimpl.dots.levels_simd import IQ4_BIAS, IQ4_NL_BYTES, IQ4_NL_QS, four_times, read_iq4
 from refimpl.dots.small_simd import (
     EACH_8,
     Q4_0_BYTES,
@@ -77,6 +77,14 @@ def take_apart(
 
 
 @inlined
+def put_words(codes: Lanes, to: Shorts, even: Any, odd: Any) -> None:
+    """int8 lanes as words: those of even number from to[even] on, the others from to[odd] on."""
+    pairs = reinterpret(codes, np.int16)
+    store(to, even, (pairs << np.int16(8)) >> np.int16(8))
+    store(to, odd, pairs >> np.int16(8))
+
+
+@inlined
 def take_apart_words(
     codes: Any, size: int, bias: int, raw: Bytes, r: int, groups: int, q: Shorts, steps: Floats
 ) -> None:
@@ -87,15 +95,8 @@ def take_apart_words(
         top = min(r + ROWS * g, m - ROWS) * row
         for b in range(blocks):
             at, i = top + b * size, g * blocks + b
-            pairs = reinterpret(load_codes(codes, bias, raw, at, row), np.int16)
-            store(q, 128 * i, (pairs << np.int16(8)) >> np.int16(8))
-            store(q, 128 * i + 64, pairs >> np.int16(8))
+            put_words(load_codes(codes, bias, raw, at, row), q, 128 * i, 128 * i + 64)
             store(steps, ROWS * i, load_steps(raw, at, row))
-
-
-@inlined
-def four_times(v: Lanes) -> Lanes:
-    return join(join(v, v), join(v, v))
 
 
 @inlined
@@ -190,9 +191,7 @@ def multiply_many(
     else:
         q2, words = np.empty(most * ROWS * n, np.int16), np.empty(acts.size, np.int16)
         for i in range(0, acts.size, 32):
-            pairs = reinterpret(load(acts, i, 32), np.int16)
-            store(words, i, (pairs << np.int16(8)) >> np.int16(8))
-            store(words, i + 16, pairs >> np.int16(8))
+            put_words(load(acts, i, 32), words, i, i + 16)
         for r in range(0, m, most * ROWS):
             groups = min(most, -(-(m - r) // ROWS))
             take_apart_words(codes, size, bias, raw, r, groups, q2, steps)

@@ -139,8 +139,8 @@ def total_points(read: Any, gather: Any, raw: Bytes, at: Any, acts: Codes, i: An
 
 
 @inlined
-def eight(points: Codes, number: Any) -> np.uint64:
-    """A point of eight weights."""
+def eight(points: Codes, number: Any) -> np.float64:
+    """A point of eight weights; read as float64, so that it goes from memory to its lane."""
     return peek(points, 8 * np.int64(number), np.float64)
 
 
