@@ -1,7 +1,7 @@
 """GGUF: what is written is read again, and gguf-py reads the same."""
 
 import os
-import time
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -195,7 +195,7 @@ def test_every_type_of_gguf_py_has_its_size_and_removed_ones_have_none():
     assert [known(i) for i in (4, 5, 31, 32, 33, 36, 37, 38, 2**31, 2**32 - 1)] == [None] * 10
 
 
-def test_a_vocabulary_of_154_880_tokens_opens_in_under_a_third_of_a_second(tmp_path):
+def test_a_vocabulary_of_154_880_tokens_stays_bytes_until_it_is_read(tmp_path):
     tokens = [f"token{i}" for i in range(154_880)]
     merges = [f"to ken{i}" for i in range(321_649)]
     metadata = {
@@ -205,19 +205,15 @@ def test_a_vocabulary_of_154_880_tokens_opens_in_under_a_third_of_a_second(tmp_p
     }
     write(tmp_path / "a.gguf", metadata, [])
     refimpl.open(tmp_path / "a.gguf").close()  # imports
-    best = min(timed_open(tmp_path / "a.gguf") for _ in range(3))
-    assert best < 0.3
+    tracemalloc.start()
     with refimpl.open(tmp_path / "a.gguf") as f:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < f.header_bytes  # a third of it is measured; all strings as objects take 3.7 times it
         got = f.metadata["tokenizer.ggml.tokens"]
         assert (len(got), got[0], got[154_879]) == (154_880, "token0", "token154879")
         assert got == tokens
         assert f.metadata["tokenizer.ggml.merges"][-1] == "to ken321648"
-
-
-def timed_open(path):
-    start = time.perf_counter()
-    refimpl.open(path).close()
-    return time.perf_counter() - start
 
 
 def test_writing_is_atomic(tmp_path):

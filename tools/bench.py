@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 
+from tests import models
 from tools import bench_builds, bench_dots, bench_grids, bench_kquants, bench_reap, bench_small, bench_writers
 from tools.bench_rows import Differ, Row, list_rows
 
@@ -105,6 +106,36 @@ def time_cold_start(imatrix: bool) -> str:
     return f"| compile all that verify needs, {name} | {wall:.1f} s | | {cpu:.1f} s of CPU | | < 30 s |"
 
 
+def time_commands(runs: int) -> Iterator[str]:
+    """Yield a line of the table for each command that must answer at once, timed as a whole process."""
+    with tempfile.TemporaryDirectory() as place:
+        file = models.write(
+            Path(place) / "real.gguf", models.REAL, models.metadata(models.REAL) | models.vocabulary(154_880)
+        )
+        for name, goal, words in (
+            ("--help", 0.3, ["--help"]),
+            (
+                f"inspect the header of a file of {file.stat().st_size / 1e9:.0f} GB",
+                2,
+                ["inspect", str(file)],
+            ),
+        ):
+            times = []
+            for _ in range(runs + 1):  # the first run reads the modules from disk
+                wall, before = time.perf_counter(), os.times()
+                subprocess.run([sys.executable, "-m", "refimpl", *words], capture_output=True, check=True)
+                after = os.times()
+                cpu = (
+                    after.children_user
+                    + after.children_system
+                    - before.children_user
+                    - before.children_system
+                )
+                times.append((time.perf_counter() - wall, cpu))
+            wall, cpu = np.median(times[1:], axis=0)
+            yield f"| {name} | {wall:.2f} s | | {cpu:.2f} s of CPU | | < {goal:g} s |"
+
+
 def time_verify(place: Path, runs: int) -> str:
     """Verify a slice of the real model's widths end to end, from the page cache; return a line of the table."""
     import refimpl
@@ -178,6 +209,8 @@ def main() -> int:
                 print(race(row, arguments.runs), flush=True)
         if not arguments.only and not arguments.topic:
             print(time_cold_start(imatrix=False), time_cold_start(imatrix=True), sep="\n", flush=True)
+            for line in time_commands(arguments.runs):
+                print(line, flush=True)
         if arguments.slice and "writers" in chosen:
             time_writers(arguments.slice, arguments.runs, arguments.only)
         if arguments.slice and "verify" in chosen and not arguments.only:
