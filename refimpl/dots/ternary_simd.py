@@ -10,9 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
-from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import fma, multiply_bytes, multiply_words
-from refimpl.arith.simd_lanes import constants, convert, first, high_half, join, low_half, permutation
+from refimpl.arith.simd import Lanes, fill, inlined
+from refimpl.arith.simd_dot import fma, multiply_bytes, multiply_words, table
+from refimpl.arith.simd_lanes import (
+    constants,
+    convert,
+    first,
+    high_half,
+    join,
+    low_half,
+    permutation,
+    reinterpret,
+)
 from refimpl.arith.simd_memory import get, load, prefetch, put
 from refimpl.dots.runs_simd import add_all
 from refimpl.dots.super_simd import fold8, load_pair, madd
@@ -29,7 +38,13 @@ ZERO, ONES = np.float32(0), np.int16(1)
 TQ1_0_BYTES, TQ1_0_QH, TQ1_0_D = TQ1_0.block.itemsize, TQ1_0.offset("qh"), TQ1_0.offset("d")
 TQ2_0_BYTES, TQ2_0_D = TQ2_0.block.itemsize, TQ2_0.offset("d")
 REPEAT = permutation([i % 4 for i in range(16)])
-POWERS = constants("uint8", [3 ** (i // 4) for i in range(16)])
+THREE, NINE = np.uint32(3), np.uint32(9)
+EIGHT, TOP = np.uint16(8), np.uint16(0xFF00)
+# Of 16 bytes, 8 words, digits 0 and 1, and 2 and 3; the last one, and of 4 bytes four times 0 to 3
+FROM_0, FROM_2 = (constants("uint16", [3**k] * 8 + [3 ** (k + 1)] * 8) for k in (0, 2))
+FROM_4 = constants("uint16", [81] * 8 + [3 ** (k // 2) for k in range(8)])
+first_of = table([k // 3 for k in range(9)] + [0] * 7)
+second_of = table([k % 3 for k in range(9)] + [0] * 7)
 
 
 @inlined
@@ -45,35 +60,41 @@ def total_tq2_0(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
 
 
 @inlined
-def carry(raised: Lanes) -> Lanes:
-    """What carries over when bytes are multiplied by 3: 0, 1 or 2."""
-    one = select(raised > np.uint8(85), fill(np.uint8(1), 32), fill(np.uint8(0), 32))
-    return select(raised > np.uint8(170), fill(np.uint8(2), 32), one)
+def take_digits(even: Lanes, odd: Lanes, base: np.uint32) -> Lanes:
+    """The first digit of fractions of 2^16, uint16 [n] each: uint8 [2n], those of even bytes and odd ones in turn."""
+    low = convert((convert(even, np.uint32) * base) >> np.uint32(16), np.uint16)
+    high = convert((convert(odd, np.uint32) * np.uint32(base << np.uint32(8))) >> np.uint32(16), np.uint16)
+    return reinterpret(low | (high & TOP), np.uint8)
 
 
 @inlined
 def total_tq1_0(raw: Bytes, at: Any, acts: Codes, i: Any) -> Lanes:
-    """The integers of a block in 8 lanes, codes 1 too large: 5 digits of 32 bytes, of 16, and 4 of 4 bytes."""
-    many, some, last = load(raw, at, 32), load(raw, at + 32, 16), load(raw, at + TQ1_0_QH, 4)
-    pairs = multiply_bytes(carry(many), load(acts, i, 32))
-    for k in range(1, 5):
-        many = many + many + many
-        pairs = pairs + multiply_bytes(carry(many), load(acts, i + 32 * k, 32))
-    next_some = some + some + some
-    pairs = pairs + multiply_bytes(carry(join(some, next_some)), load(acts, i + 160, 32))
-    some = next_some + next_some + next_some
-    next_some = some + some + some
-    pairs = pairs + multiply_bytes(carry(join(some, next_some)), load(acts, i + 192, 32))
-    some = next_some + next_some + next_some
-    digits = carry(join(some, raise_last(last)))
+    """The integers of a block in 8 lanes, codes 1 too large: 5 digits of 32 bytes, of 16, and 4 of 4 bytes.
+
+    A byte is a fraction in base 3, whose first digit is carried over by a multiplication. Two at a time are one of
+    base 9, which tables take apart.
+    """
+    many = reinterpret(load(raw, at, 32), np.uint16)
+    even, odd = many << EIGHT, many & TOP
+    twos = take_digits(even, odd, NINE)
+    pairs = multiply_bytes(reinterpret(first_of(twos), np.uint8), load(acts, i, 32))
+    pairs = pairs + multiply_bytes(reinterpret(second_of(twos), np.uint8), load(acts, i + 32, 32))
+    twos = take_digits(even * np.uint16(9), odd * np.uint16(9), NINE)
+    pairs = pairs + multiply_bytes(reinterpret(first_of(twos), np.uint8), load(acts, i + 64, 32))
+    pairs = pairs + multiply_bytes(reinterpret(second_of(twos), np.uint8), load(acts, i + 96, 32))
+    digits = take_digits(even * np.uint16(81), odd * np.uint16(81), THREE)
+    pairs = pairs + multiply_bytes(digits, load(acts, i + 128, 32))
+    some = load(raw, at + 32, 16)
+    twice = reinterpret(join(some, some), np.uint16)
+    even, odd = twice << EIGHT, twice & TOP
+    digits = take_digits(even * FROM_0(), odd * FROM_0(), THREE)
+    pairs = pairs + multiply_bytes(digits, load(acts, i + 160, 32))
+    digits = take_digits(even * FROM_2(), odd * FROM_2(), THREE)
+    pairs = pairs + multiply_bytes(digits, load(acts, i + 192, 32))
+    last = reinterpret(join(some, REPEAT(load(raw, at + TQ1_0_QH, 4))), np.uint16)
+    digits = take_digits((last << EIGHT) * FROM_4(), (last & TOP) * FROM_4(), THREE)
     pairs = pairs + multiply_bytes(digits, load(acts, i + 224, 32))
     return multiply_words(pairs, fill(ONES, 16))
-
-
-@inlined
-def raise_last(last: Lanes) -> Lanes:
-    """4 bytes times 1, 3, 9 and 27: uint8 [16]."""
-    return REPEAT(last) * POWERS()
 
 
 @inlined
