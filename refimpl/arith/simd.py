@@ -33,10 +33,13 @@ SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.
 for _bits in (8, 16, 32, 64):
     SCALARS[getattr(types, f"int{_bits}")] = SCALARS[getattr(types, f"uint{_bits}")] = ir.IntType(_bits)
 
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+IS_ARM64 = platform.machine().lower() in ("aarch64", "arm64")
+
 
 def target_features() -> frozenset[str]:
     """Features of the CPU that kernels are compiled for; none where it is no x86."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not IS_X86:
         return frozenset()
     given = numba.config.CPU_FEATURES
     listed = get_host_cpu_features() if given is None else given
@@ -44,7 +47,6 @@ def target_features() -> frozenset[str]:
 
 
 FEATURES = target_features()
-IS_ARM64 = platform.machine().lower() in ("aarch64", "arm64")
 
 
 class Vector(types.Type):  # type: ignore[misc]

@@ -10,8 +10,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
 
-from refimpl.arith.simd import I32, I64, SCALARS, Vector, element, literal, primitive
+from refimpl.arith.simd import I32, I64, IS_ARM64, IS_X86, SCALARS, Vector, call, element, literal, primitive
 from refimpl.arith.simd_lanes import shuffle
+
+YIELD = 1  # the number of that hint on arm64
 
 
 def pointee(place: Any) -> Any:
@@ -92,6 +94,32 @@ def fence(tc: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@primitive
+def load_acquire(tc: Any, place: Any, index: Any) -> Any:
+    """One integer that another thread may change, read anew each time; what that thread wrote before it is seen too."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = SCALARS[place.dtype]
+        source = address(context, builder, place, args[0], args[1], scalar)
+        return builder.load_atomic(source, "acquire", place.dtype.bitwidth // 8, typ=scalar)
+
+    return pointee(place)(place, types.intp), emit
+
+
+@primitive
+def pause(tc: Any) -> Any:
+    """Tell the CPU that this thread waits, so that it saves power and the core's other thread runs."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if IS_X86:
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif IS_ARM64:
+            call(builder, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(I32, YIELD)])
         return context.get_dummy_value()
 
     return types.void(), emit
