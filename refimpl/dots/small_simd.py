@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined, select
-from refimpl.arith.simd_dot import add_fours, add_small_fours, fma
-from refimpl.arith.simd_lanes import convert, decode_half, join, mask_from, permutation, reinterpret
+from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma
+from refimpl.arith.simd_lanes import (
+    constants,
+    convert,
+    decode_half,
+    join,
+    mask_from,
+    permutation,
+    reinterpret,
+)
 from refimpl.arith.simd_memory import get, load, peek, prefetch, store
 from refimpl.dots.super_simd import madd
 from refimpl.quants.formats import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
@@ -33,6 +41,7 @@ Q5_1_BYTES, Q5_1_QH, Q5_1_QS = Q5_1.block.itemsize, Q5_1.offset("qh"), Q5_1.offs
 
 EACH_8 = permutation([k for k in range(4) for _ in range(8)])
 FOUR_TIMES = permutation([*range(8)] * 4)
+BY_HALVES = constants("uint64", [0, 0, 4, 4])
 
 
 def _half(lanes: int, high: int) -> Any:
@@ -71,7 +80,7 @@ def fold(v: Lanes) -> Lanes:
 def load_nibbles(raw: Bytes, at: int) -> Lanes:
     """uint8 [32]: the low nibbles of 16 bytes, then the high ones."""
     q = load(raw, at, 16)
-    return join(q & np.uint8(15), q >> np.uint8(4))
+    return reinterpret(reinterpret(join(q, q), np.uint64) >> BY_HALVES(), np.uint8) & np.uint8(15)
 
 
 @inlined
@@ -89,8 +98,8 @@ def codes_q4_1(raw: Bytes, at: int) -> Lanes:
 @inlined
 def load_fifths(raw: Bytes, qh: int, qs: int) -> Lanes:
     """uint8 [32]: nibbles with a fifth bit; bit k of qh is that of code k."""
-    low = load_nibbles(raw, qs)
-    return select(mask_from(peek(raw, qh, np.uint32)), low | np.uint8(16), low)
+    fifth = select(mask_from(peek(raw, qh, np.uint32)), fill(np.uint8(16), 32), np.uint8(0))
+    return load_nibbles(raw, qs) | fifth
 
 
 @inlined
@@ -126,6 +135,30 @@ def load_steps(raw: Bytes, at: int, row: int) -> Lanes:
 
 
 @inlined
+def prefetch_share(raw: Bytes, at: int, size: int, b: int) -> None:
+    """Ask for the b-th share of the 4 rows that begin at a byte: as much as 4 blocks are."""
+    for k in range(0, 4 * size, 64):
+        prefetch(raw, at + 4 * size * b + k)
+
+
+@inlined
+def put_steps(
+    raw: Bytes, at: int, row: int, size: int, act_d: Floats, i: int, blocks: int, steps: Floats
+) -> None:
+    """The steps of 4 rows, each times the token's: float32 [blocks, 4]."""
+    for b in range(blocks):
+        store(steps, 4 * b, load_steps(raw, at + b * size, row) * fill(get(act_d, i + b), 4))
+
+
+@inlined
+def get_steps(steps: Floats, i: int) -> Lanes:
+    """4 steps from i on, each for 8 lanes: from memory, which costs less than shuffles."""
+    a, b = fill(get(steps, i), 8), fill(get(steps, i + 1), 8)
+    c, d = fill(get(steps, i + 2), 8), fill(get(steps, i + 3), 8)
+    return join(join(a, b), join(c, d))
+
+
+@inlined
 def multiply_avx2(
     add: Any,
     codes: Any,
@@ -140,18 +173,25 @@ def multiply_avx2(
 ) -> None:
     """The order avx2: blocks of `size` bytes that begin with d, and m where the form is WITH_M; 4 rows or more."""
     m, (tokens, blocks) = raw.shape[0], act_d.shape
-    row = blocks * size
+    row, steps = blocks * size, np.empty(4 * blocks, np.float32)
     for start in range(0, m, 4):
         r = min(start, m - 4)
         for t in range(tokens):
             lanes, least = fill(ZERO, 32), fill(ZERO, 4)
+            if not HAS_FOURS:
+                put_steps(raw, r * row, row, size, act_d, t * blocks, blocks, steps)
             for b in range(blocks):
                 at, i = r * row + b * size, t * blocks + b
-                for k in range(4):
-                    prefetch(raw, at + (k + 4) * row)  # the same place of the next 4 rows
-                total = total_rows(add, codes, raw, at, row, load(acts, 32 * i, 32), load(fours, 8 * i, 8))
-                step = load_steps(raw, at, row) * fill(get(act_d, i), 4)
-                lanes = fma(EACH_8(step), convert(total, np.float32), lanes)
+                start_at = fill(np.int32(0), 8) if form == WITH_M else load(fours, 8 * i, 8)
+                if HAS_FOURS:
+                    for k in range(4):
+                        prefetch(raw, at + (k + 4) * row)  # the same place of the next 4 rows
+                    step = EACH_8(load_steps(raw, at, row) * fill(get(act_d, i), 4))
+                else:
+                    prefetch_share(raw, (r + 4) * row, size, b)
+                    step = get_steps(steps, 4 * b)
+                total = total_rows(add, codes, raw, at, row, load(acts, 32 * i, 32), start_at)
+                lanes = fma(step, convert(total, np.float32), lanes)
                 if form == WITH_M:
                     least = fma(load_steps(raw, at + 2, row), fill(get(act_s, i), 4), least)
             store(out, t * m + r, fold(lanes) + least if form == WITH_M else fold(lanes))
