@@ -57,9 +57,9 @@ def map_units(
                 future.cancel()
 
 
-# Two threads are worth it for about twice so many products: of float32 in the caches, or of quantized weights that come
-# from memory.
-ENOUGH = 1 << 20
+# Two threads are worth it for twice so many products of float32 in the caches, or of quantized weights that come from
+# memory; below, the Python around them, which only one thread runs at a time, makes two the slower.
+ENOUGH = 1 << 22
 
 
 def threads_worth(jobs: int, size: int, times: int = 1) -> int:
