@@ -47,6 +47,9 @@ def target_features() -> frozenset[str]:
 
 
 FEATURES = target_features()
+ROOM = (
+    32 if "avx512f" in FEATURES else 16
+)  # float32 lanes of a value, a few of which stay in registers with room to spare
 
 
 class Vector(types.Type):  # type: ignore[misc]

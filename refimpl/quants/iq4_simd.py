@@ -13,7 +13,7 @@ from refimpl.arith.simd_fused import add_product
 from refimpl.arith.simd_lanes import convert, high_half, join, lookup, low_half, staircase
 from refimpl.arith.simd_memory import load, put, stack, store, transpose16
 from refimpl.quants.levels import IQ4, IQ4_MIDDLES
-from refimpl.quants.scale_simd import BOTH, LANES, ScaleSearch
+from refimpl.quants.scale_simd import BOTH, GROUPS, LANES, TILES, ScaleSearch
 from refimpl.quants.search_simd import TINY, ZERO
 
 Floats = NDArray[np.float32]
@@ -58,7 +58,7 @@ def sum_squares(x: Floats, width: int, out: Floats, build: Build) -> None:
 @inlined
 def weigh_plain(s: ScaleSearch) -> None:
     """importance = x^2"""
-    for i in range(0, 2 * SIZE, LANES):
+    for i in range(0, TILES, LANES):
         v = load(s.values, i, LANES)
         store(s.importance, i, v * v)
 
@@ -66,7 +66,7 @@ def weigh_plain(s: ScaleSearch) -> None:
 @inlined
 def weigh_by_imatrix(s: ScaleSearch, build: Build) -> None:
     """importance *= sqrt(sigma2 + x^2); s.peak holds sigma2."""
-    for i in range(0, 2 * SIZE, LANES):
+    for i in range(0, TILES, LANES):
         v = load(s.values, i, LANES)
         square = load(s.peak, i // SIZE * LANES, LANES)
         store(s.importance, i, load(s.importance, i, LANES) * sqrt(add_product(build.ROW_W, square, v, v)))
@@ -99,7 +99,7 @@ def sum_levels(s: ScaleSearch, group: int, inverse: Lanes, form_x: Form, form_2:
 @inlined
 def search(s: ScaleSearch, build: Build) -> None:
     """From values and importance to scale, 0 where all weights are (nearly) 0."""
-    for group in range(2):
+    for group in range(GROUPS):
         find_peaks(s, group)
         at = group * LANES
         peak = load(s.peak, at, LANES)
@@ -108,7 +108,7 @@ def search(s: ScaleSearch, build: Build) -> None:
         store(s.scale, at, scale)
         store(s.merit, at, scale * sum_qx)
     for k in range(-TRIALS, TRIALS + 1):
-        for group in range(2):
+        for group in range(GROUPS):
             at = group * LANES
             inverse = np.float32(k - 127) / load(s.peak, at, LANES)
             sum_qx, sum_q2 = sum_levels(s, group, inverse, build.NL_SQX1, build.NL_SQ21)

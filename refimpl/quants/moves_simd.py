@@ -1,8 +1,8 @@
-"""The search for a scale by moves of single codes (Q3_K without an imatrix), 64 sub-blocks side by side.
+"""The search for a scale by moves of single codes (Q3_K without an imatrix), many sub-blocks side by side.
 
 ggml's make_q3_quants: x is about scale*code, codes from -4 to 3, x^2 weighs. After one trial scale, code after code
 moves to where the others want it, for up to five rounds; four sub-blocks of five are settled at once. So each
-sub-block is tested first, without divisions, and those whose codes might move queue up until 64 are together.
+sub-block is tested first, without divisions, and those whose codes might move queue up until LANES are together.
 One lane is one sub-block of 16 weights, so each lane adds in ggml's order.
 """
 
@@ -11,15 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.arith.builds import Build
-from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd import ROOM, Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select
 from refimpl.arith.simd_fused import add_product, nearest_product, subtract_product
 from refimpl.arith.simd_lanes import convert, lowest_lane, mask_bits
 from refimpl.arith.simd_memory import get, load, put, stack, store, transpose16
 from refimpl.quants.search_simd import TINY, ZERO, nearest
 
-LANES = 64  # sub-blocks searched together
-TILE = 1024  # their weights
-QUEUE = 2048  # weights that may wait: fewer than LANES sub-blocks, and as many more
+LANES = 64 if ROOM == 32 else 16  # sub-blocks searched together
+TILE = 16 * LANES  # their weights
+QUEUE = 2 * TILE  # weights that may wait: fewer than LANES sub-blocks, and as many more
+PLACES = 2 * LANES  # sub-blocks that may wait
 BOTTOM, TOP = np.float32(-4), np.float32(3)
 NO_MOVE = np.float32(0.4999)  # a value so near its code rounds to it, whatever the roundings of the test
 STEEP = np.float32(1e-6)  # a code's wish below its inverse stays far from 2^22, where nearest() wraps
@@ -39,7 +40,7 @@ class Moves(NamedTuple):
 def allocate_moves() -> Moves:
     """Scratch on the caller's stack; the queue holds numbers from the start, as its tail is searched too."""
     m = Moves(
-        stack(np.float32, TILE), stack(np.float32, TILE), stack(np.float32, QUEUE), stack(np.int32, 128)
+        stack(np.float32, TILE), stack(np.float32, TILE), stack(np.float32, QUEUE), stack(np.int32, PLACES)
     )
     for i in range(0, QUEUE, LANES):
         store(m.queue, i, fill(ZERO, LANES))
@@ -124,7 +125,7 @@ def conclude(peak: Lanes, sum_lx: Lanes, sum_l2: Lanes) -> Lanes:
 def fit_settled(
     x: Scratch, at: int, m: Moves, scales: Scratch, place: int, waiting: int, build: Build
 ) -> int:
-    """Scales of 64 sub-blocks from x[at] on; those in doubt join the `waiting`. Returns how many wait then."""
+    """Scales of LANES sub-blocks from x[at] on; those in doubt join the `waiting`. Returns how many wait then."""
     lay_out(x, at, m.values)
     peak, sum_lx, sum_l2 = start(m, build)
     store(scales, place, conclude(peak, sum_lx, sum_l2))
@@ -140,7 +141,7 @@ def fit_settled(
 
 @inlined
 def fit_waiting(m: Moves, scales: Scratch, first: int, end: int, build: Build) -> None:
-    """Scales of the sub-blocks first to end of the queue, 64 at most."""
+    """Scales of the sub-blocks first to end of the queue, LANES at most."""
     lay_out(m.queue, 16 * first, m.values)
     peak, sum_lx, sum_l2 = start(m, build)
     for _ in range(5):

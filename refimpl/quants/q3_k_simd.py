@@ -28,6 +28,7 @@ from refimpl.arith.simd_lanes import (
 from refimpl.arith.simd_memory import fence, get, load, prefetch, stack, store
 from refimpl.quants import fallback_simd, q3_k_jit
 from refimpl.quants.formats import Q3_K
+from refimpl.quants.moves_simd import LANES as MOVED
 from refimpl.quants.moves_simd import allocate_moves, fit_settled, fit_waiting
 from refimpl.quants.q2_k_simd import measure_spread
 from refimpl.quants.q6_k_simd import find_largest, lay_out
@@ -74,11 +75,11 @@ def encode_plain(
     for start in range(0, blocks, TOGETHER):
         block = min(start, blocks - TOGETHER)
         waiting = 0
-        for place in range(0, CHUNK, 64):
+        for place in range(0, CHUNK, MOVED):
             waiting = fit_settled(x, block * 256 + 16 * place, m, scales, place, waiting, build)
-            if waiting >= 64:
-                fit_waiting(m, scales, waiting - 64, waiting, build)
-                waiting -= 64
+            if waiting >= MOVED:
+                fit_waiting(m, scales, waiting - MOVED, waiting, build)
+                waiting -= MOVED
         fit_waiting(m, scales, 0, waiting, build)
         for k in range(TOGETHER):
             scale = load(scales, 16 * k, 16)

@@ -1,7 +1,7 @@
 """The search for a scale and a minimum per sub-block (Q2_K, Q4_K, Q5_K), 64 sub-blocks of 16 or 32 side by side.
 
 ggml's make_qkx2_quants and make_qkx3_quants, which differ in their steps and weights alone. One lane is one
-sub-block, so each lane adds in ggml's order. Two groups of 32 lanes take each step together: the divisions of
+sub-block, so each lane adds in ggml's order. Groups of lanes take each step together: the divisions of
 one hide behind the loop over the other's weights. All state is scratch that stays in the first-level cache.
 """
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.arith.builds import Build
-from refimpl.arith.simd import Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select, sqrt
+from refimpl.arith.simd import ROOM, Lanes, Scratch, absolute, fill, inlined, maximum, minimum, select, sqrt
 from refimpl.arith.simd_fused import add_product, subtract_products
 from refimpl.arith.simd_memory import load, stack, store, transpose16
 from refimpl.quants.search_simd import LIMIT, MAGIC, ONE, ZERO
 
-LANES = 32  # sub-blocks of a group
-GROUPS = 2
-BOTH = 64  # sub-blocks searched together: LANES * GROUPS
-TILE = 1024  # weights of a group of LANES sub-blocks of 32
-TILES = 2048  # weights of both groups, at most
+LANES = ROOM  # sub-blocks of a group
+BOTH = 64  # sub-blocks searched together
+GROUPS = BOTH // LANES
+TILE = 32 * LANES  # weights of a group of LANES sub-blocks of 32
+TILES = 2048  # weights of all groups, at most
 NEVER = np.float32(np.nan)
 
 

@@ -1,7 +1,7 @@
 """The search for a scale alone (Q6_K, and Q5_0 with an imatrix), 64 sub-blocks side by side.
 
 ggml's make_qx_quants: x is about scale*code, codes from -top to top - 1. One lane is one sub-block, so each
-lane adds in ggml's order. Two groups of 32 lanes take each step together: the divisions of one hide behind
+lane adds in ggml's order. Groups of lanes take each step together: the divisions of one hide behind
 the loop over the other's weights.
 """
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.arith.builds import Build, Form
-from refimpl.arith.simd import Scratch, absolute, fill, inlined, maximum, minimum, select
+from refimpl.arith.simd import ROOM, Scratch, absolute, fill, inlined, maximum, minimum, select
 from refimpl.arith.simd_fused import add_product
 from refimpl.arith.simd_memory import load, stack, store
 from refimpl.quants.search_simd import MAGIC, TINY, ZERO
 
-LANES = 32  # sub-blocks of a group
-GROUPS = 2
-BOTH = 64  # sub-blocks searched together: LANES * GROUPS
+LANES = ROOM  # sub-blocks of a group
+BOTH = 64  # sub-blocks searched together
+GROUPS = BOTH // LANES
 TILES = 2048  # their weights, at most
 
 
