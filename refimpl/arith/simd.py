@@ -47,9 +47,8 @@ def target_features() -> frozenset[str]:
 
 
 FEATURES = target_features()
-ROOM = (
-    32 if "avx512f" in FEATURES else 16
-)  # float32 lanes of a value, a few of which stay in registers with room to spare
+# Float32 lanes of a value that a kernel keeps several of in registers: 32 registers of 64 bytes, or 16 of 32.
+ROOM = 32 if "avx512f" in FEATURES else 16
 
 
 class Vector(types.Type):  # type: ignore[misc]
