@@ -24,7 +24,7 @@ from refimpl.arith.simd_dot import (
 )
 from refimpl.arith.simd_lanes import mask_bits, mask_from
 from refimpl.arith.simd_memory import load, store
-from refimpl.dots import floats_simd, planes
+from refimpl.dots import floats_simd, planes, words_simd
 from refimpl.quants.formats import activations, find_codec
 from tests.bits import assert_same_bits
 from tests.dot_inputs import draw_edges, draw_tokens, draw_weights, set_steps
@@ -201,6 +201,18 @@ def test_any_number_of_rows_and_tokens_at_any_address(fmt, offset):
             multiply("jit", fmt, order, raw, acts, want)
             assert_same_bits(got, want, f"{fmt} {order}, {rows} rows, {tokens} tokens")
             assert untouched() and whole()
+
+
+@pytest.mark.parametrize("fmt", ["q8_0", "q5_0", "iq4_nl"])
+@pytest.mark.parametrize("tokens", [132, 141])
+def test_rows_blocks_and_tokens_beyond_what_is_multiplied_at_a_time(fmt, tokens):
+    rng, n = np.random.default_rng(5), 32 * (words_simd.DEPTH + 1)
+    raw = draw_weights(rng, fmt, words_simd.PANEL + 5, n)
+    acts = dots.encode(draw_tokens(rng, tokens, n), dots.PARTNERS[fmt])
+    got, want = np.full((2, tokens, len(raw)), np.nan, np.float32)
+    multiply("simd", fmt, "tiled", raw, acts, got)
+    multiply("jit", fmt, "tiled", raw, acts, want)
+    assert_same_bits(got, want, f"{fmt}, {tokens} tokens")
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

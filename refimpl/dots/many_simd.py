@@ -2,7 +2,7 @@
 
 Rows are taken apart once, 4 side by side, and meet 4 tokens at a time. Here it is the activations that are taken as
 unsigned, 128 too large; what that is too much depends on the weights alone, and is where their lanes start. CPUs that
-do not multiply and add 4 bytes at once take words instead, even and odd ones apart, and have registers for 2 tokens.
+do not multiply and add 4 bytes at once take words instead: words_simd.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refimpl.arith.jit import jit
 from refimpl.arith.simd import Lanes, fill, inlined
-from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma, multiply_words
+from refimpl.arith.simd_dot import HAS_FOURS, add_fours, add_small_fours, fma
 from refimpl.arith.simd_lanes import convert, join, reinterpret
 from refimpl.arith.simd_memory import get, load, store
 from refimpl.dots.levels_simd import IQ4_BIAS, IQ4_NL_BYTES, IQ4_NL_QS, four_times, read_iq4
@@ -28,16 +28,16 @@ from refimpl.dots.small_simd import (
     load_nibbles,
     load_steps,
 )
+from refimpl.dots.words_simd import multiply_by_words
 from refimpl.quants.formats import Q4_0, Q5_0, Q8_0
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
-Shorts = NDArray[np.int16]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 ROWS = TOKENS = 4  # the fewest that the kernels take; so many rows meet at a time
-PANEL = 1 << (19 if HAS_FOURS else 17)  # codes of rows taken apart at a time: they stay in the second cache
+PANEL = 1 << 19  # codes of rows taken apart at a time: they stay in the second cache
 TOO_MUCH = 128  # of an activation
 ZERO = np.float32(0)
 
@@ -77,42 +77,9 @@ def take_apart(
 
 
 @inlined
-def put_words(codes: Lanes, to: Shorts, even: Any, odd: Any) -> None:
-    """int8 lanes as words: those of even number from to[even] on, the others from to[odd] on."""
-    pairs = reinterpret(codes, np.int16)
-    store(to, even, (pairs << np.int16(8)) >> np.int16(8))
-    store(to, odd, pairs >> np.int16(8))
-
-
-@inlined
-def take_apart_words(
-    codes: Any, size: int, bias: int, raw: Bytes, r: int, groups: int, q: Shorts, steps: Floats
-) -> None:
-    """As take_apart; q: [groups, blocks, 2, 4 x 16], the even codes and the odd ones."""
-    m, blocks = raw.shape[0], raw.shape[1] // size
-    row = blocks * size
-    for g in range(groups):
-        top = min(r + ROWS * g, m - ROWS) * row
-        for b in range(blocks):
-            at, i = top + b * size, g * blocks + b
-            put_words(load_codes(codes, bias, raw, at, row), q, 128 * i, 128 * i + 64)
-            store(steps, ROWS * i, load_steps(raw, at, row))
-
-
-@inlined
 def add_block(x: Lanes, start: Lanes, step: Lanes, acts: Bytes, act_d: Floats, i: int, lanes: Lanes) -> Lanes:
     """lanes + a block of 4 rows times a block of a token, its i-th of all."""
     total = add_fours(start, four_times(load(acts, 32 * i, 32)), x)
-    return fma(step * fill(get(act_d, i), 32), convert(total, np.float32), lanes)
-
-
-@inlined
-def add_words(
-    even: Lanes, odd: Lanes, step: Lanes, acts: Shorts, act_d: Floats, i: int, lanes: Lanes
-) -> Lanes:
-    """As add_block, of words."""
-    total = multiply_words(even, four_times(load(acts, 32 * i, 16)))
-    total = total + multiply_words(odd, four_times(load(acts, 32 * i + 16, 16)))
     return fma(step * fill(get(act_d, i), 32), convert(total, np.float32), lanes)
 
 
@@ -145,41 +112,17 @@ def multiply_panel(
 
 
 @inlined
-def multiply_panel_of_words(
-    q: Shorts, steps: Floats, r: int, groups: int, acts: Shorts, act_d: Floats, out: Floats
-) -> None:
-    """As multiply_panel, 2 tokens at a time: acts [t, blocks, 2, 16], the even ones of 32 and the odd ones."""
-    (tokens, blocks), m = act_d.shape, out.shape[1]
-    for first in range(0, tokens, 2):
-        t = min(first, tokens - 2)
-        for g in range(groups):
-            a, b = fill(ZERO, 32), fill(ZERO, 32)
-            for k in range(blocks):
-                i, j = g * blocks + k, t * blocks + k
-                even, odd, step = (
-                    load(q, 128 * i, 64),
-                    load(q, 128 * i + 64, 64),
-                    EACH_8(load(steps, 4 * i, 4)),
-                )
-                a = add_words(even, odd, step, acts, act_d, j, a)
-                b = add_words(even, odd, step, acts, act_d, j + blocks, b)
-            at = t * m + min(r + ROWS * g, m - ROWS)
-            store(out, at, fold(a))
-            store(out, at + m, fold(b))
-
-
-@inlined
 def multiply_many(
     codes: Any, size: int, bias: int, raw: Bytes, acts: Codes, act_d: Floats, out: Floats
 ) -> None:
     """Blocks of `size` bytes that begin with d; 4 rows or more with 4 tokens or more."""
-    m, n = raw.shape[0], acts.shape[1]
-    most = max(1, min(PANEL // (ROWS * n), -(-m // ROWS)))
-    steps = np.empty(most * ROWS * (n // 32), np.float32)
     if HAS_FOURS:
-        q, starts, unsigned = (
+        m, n = raw.shape[0], acts.shape[1]
+        most = max(1, min(PANEL // (ROWS * n), -(-m // ROWS)))
+        q, starts, steps, unsigned = (
             np.empty(most * ROWS * n, np.int8),
             np.empty(most * n, np.int32),
+            np.empty(most * ROWS * (n // 32), np.float32),
             np.empty(acts.shape, np.uint8),
         )
         for i in range(0, acts.size, 32):
@@ -189,13 +132,7 @@ def multiply_many(
             take_apart(codes, size, bias, raw, r, groups, q, starts, steps)
             multiply_panel(q, starts, steps, r, groups, unsigned, act_d, out)
     else:
-        q2, words = np.empty(most * ROWS * n, np.int16), np.empty(acts.size, np.int16)
-        for i in range(0, acts.size, 32):
-            put_words(load(acts, i, 32), words, i, i + 16)
-        for r in range(0, m, most * ROWS):
-            groups = min(most, -(-(m - r) // ROWS))
-            take_apart_words(codes, size, bias, raw, r, groups, q2, steps)
-            multiply_panel_of_words(q2, steps, r, groups, words, act_d, out)
+        multiply_by_words(codes, size, bias, raw, acts, act_d, out)
 
 
 @jit
