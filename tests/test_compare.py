@@ -155,6 +155,33 @@ def test_a_mistake_is_caught_where_it_is_made(folder, right, monkeypatch, mistak
     )  # these select alike
 
 
+def as_hooks_see(trace):
+    """What forward hooks of Hugging Face's modules record of it: no rotated keys, no scores, no probabilities."""
+    return Trace(
+        trace.path, {n: v for n, v in trace.values.items() if n.rpartition("-")[0] in ("", *HF_NAMES)}
+    )
+
+
+def forget_relu(patch):
+    def wrong(q, k, weights, conv, first=None):
+        return np.einsum("thn,sn,th->ts", q, k, weights).astype(np.float32)
+
+    patch.setattr(dsa, "add_heads", wrong)
+
+
+@pytest.mark.parametrize("mistake", [split_halves, forget_relu, select_from_the_future, select_one_less])
+def test_a_wrong_selection_is_caught_where_scores_were_not_recorded(folder, right, monkeypatch, mistake):
+    model = refimpl.load(folder)
+    with monkeypatch.context() as patch:
+        mistake(patch)
+        wrong = as_hooks_see(Trace("wrong", refimpl.load(folder).trace(IDS)))
+    found = compare(as_hooks_see(right), wrong, model)
+    assert found.first.key == "top_k-0" and found.first.wrong > 10
+    assert {row.name for row in found.rows if row.verdict == "wrong"} == {"top_k"}
+    found = compare(right, as_hooks_see(right), model)
+    assert found.passed and all(row.wrong == 0 for row in found.rows if row.name == "top_k")
+
+
 def test_half_split_rope_shows_in_logits_only_past_index_topk(folder, monkeypatch):
     want = refimpl.load(folder).logits(IDS)
     split_halves(monkeypatch)
@@ -164,10 +191,13 @@ def test_half_split_rope_shows_in_logits_only_past_index_topk(folder, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "engine, file", [("refimpl", "stock.gguf"), ("transformers", ""), ("llama.cpp", "stock.gguf")]
-)
-def test_what_we_compute_is_inside_its_own_bounds(engine, file):
-    model = refimpl.load(TINY / file, engine=engine)
+    "engine, file, changes",
+    [("refimpl", "stock.gguf", {}), ("transformers", "", {}), ("llama.cpp", "stock.gguf", {}), ("deepseek", "", {}),
+     ("deepseek", "stock.gguf", {"index": "fp8", "kv": "f16"}), ("transformers", "", {"kv": "q8_0"}),
+     ("transformers", "", {"kv": "f16"})],
+)  # fmt: skip
+def test_what_we_compute_is_inside_its_own_bounds(engine, file, changes):
+    model = refimpl.load(TINY / file, engine=engine, **changes)
     trace = Trace("x", model.trace(range(100, 180)))
     found = compare(trace, trace, model)
     assert found.passed

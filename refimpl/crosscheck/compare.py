@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.crosscheck import operations
 from refimpl.crosscheck.operations import ATTENTION, DENSE, HEAD, LAST, SPARSE, Operation, Scene
 from refimpl.crosscheck.printed import compare_values
 from refimpl.crosscheck.trace import Trace
@@ -267,14 +268,18 @@ def _as_mask(chosen: Array, name: str, width: int) -> Array:
 def _unexplained(scene: Scene, name: str, chosen: Array) -> int | None:
     """Rows in which something chosen is beaten, beyond what rounding explains, by something that is not.
 
-    A query must look at min(index_topk, keys so far) keys, none of them later, whatever the scores; which ones, and
-    which experts, is judged where B recorded the scores. None where nothing can be judged.
+    A query must look at min(index_topk, keys so far) keys, none of them later, whatever the scores; which ones is
+    judged by the scores that B recorded, or else by those that follow from its queries and keys, as far as rounding
+    leaves no doubt; which experts, where B recorded the probabilities. None where nothing can be judged.
     """
-    hp, slack = scene.hp, np.zeros(len(chosen))
+    hp, slack, off = scene.hp, np.zeros(len(chosen)), np.zeros(1)
     if name == "top_k":
         allowed = np.tri(len(chosen), dtype=np.bool_)
         wanted = allowed.sum(axis=1) if scene.conv.dense else np.minimum(allowed.sum(axis=1), hp.index_topk)
-        scores = scene.values.get("indexer_score", np.where(chosen, 1.0, 0.0))  # B chose by what it recorded
+        if "indexer_score" in scene.values:
+            scores = scene["indexer_score"]  # B chose by what it recorded
+        else:
+            scores, off = operations.replay_scores(scene) or (np.where(chosen, 1.0, 0.0), off)
     elif "ffn_moe_probs" in scene.values and hp.n_group == 1:
         allowed, wanted = np.ones_like(chosen), np.full(len(chosen), hp.num_experts_per_tok)
         scores = scene["ffn_moe_probs"] + scene.w.vector("exp_probs_b").astype(np.float64)
@@ -283,7 +288,7 @@ def _unexplained(scene: Scene, name: str, chosen: Array) -> int | None:
         )  # the sum is rounded, on both sides of the comparison
     else:
         return None
-    worst_in = np.where(chosen, scores, np.inf).min(axis=1)
-    best_out = np.where(~chosen & allowed, scores, -np.inf).max(axis=1)
+    worst_in = np.where(chosen, scores + off, np.inf).min(axis=1)
+    best_out = np.where(~chosen & allowed, scores - off, -np.inf).max(axis=1)
     odd = (chosen.sum(axis=1) != wanted) | (chosen & ~allowed).any(axis=1)
     return int((odd | (best_out > worst_in + slack)).sum())

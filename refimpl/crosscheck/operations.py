@@ -109,15 +109,43 @@ def _index_weights(s: Scene) -> Judged:
     return y * scale, (bound + gamma(4) * np.abs(y)) * scale
 
 
-def _scores(s: Scene) -> Judged:
-    q, weights = s["indexer_q"], s["indexer_weights"]
-    k = rounded(s["indexer_k"].reshape(len(q), -1), s.conv.kv)
-    dots = np.maximum(np.einsum("thn,sn->ths", q, k, optimize=True), 0)
-    size = np.einsum("thn,sn->ths", np.abs(q), np.abs(k), optimize=True)
-    y = np.einsum("ths,th->ts", dots, weights, optimize=True)
-    bound = gamma(q.shape[2] + q.shape[1] + 4) * np.einsum("ths,th->ts", size, np.abs(weights), optimize=True)
-    causal = np.tri(len(q), dtype=np.bool_)
+def _narrow(x: Array, kind: str) -> Array:
+    """What the indexer multiplies: fp8 codes times their scale, exact in float64."""
+    if kind == "f32":
+        return x
+    codes, scale = dsa.to_fp8(x.astype(np.float32), kind)
+    return codes.astype(np.float64) * scale
+
+
+def _add_heads(q: Judged, k: Judged, weights: Judged) -> Judged:  # [T, H, n], [S, n], [T, H] -> [T, S]
+    """weights * relu(q . k) added over heads, of inputs that may be off themselves; -inf for keys after the query."""
+    sizes = [np.abs(x) for x, _ in (q, k, weights)]
+    most = [size + off for size, (_, off) in zip(sizes, (q, k, weights), strict=True)]
+    dots = np.maximum(np.einsum("thn,sn->ths", q[0], k[0], optimize=True), 0)
+    size, reach = (np.einsum("thn,sn->ths", a, b, optimize=True) for a, b, _ in (sizes, most))
+    y = np.einsum("ths,th->ts", dots, weights[0], optimize=True)
+    spread = (1 + gamma(sum(q[0].shape[1:]) + 4)) * reach - size
+    bound = np.einsum("ths,th->ts", spread, most[2], optimize=True)
+    bound += np.einsum("ths,th->ts", size, most[2] - sizes[2], optimize=True)
+    causal = np.tri(len(y), dtype=np.bool_)
     return np.where(causal, y, -np.inf), np.where(causal, bound, 0)
+
+
+def _scores(s: Scene) -> Judged:
+    q, k = s["indexer_q"], rounded(s["indexer_k"].reshape(len(s["indexer_q"]), -1), s.conv.kv)
+    exact = (
+        (x, np.zeros_like(x)) for x in (*(_narrow(v, s.conv.index) for v in (q, k)), s["indexer_weights"])
+    )
+    return _add_heads(*exact)
+
+
+def replay_scores(s: Scene) -> Judged | None:
+    """Scores that were not recorded, from queries and keys before their rotation; None where they cannot be had."""
+    if not {"indexer_q_raw", "indexer_k_norm", "attn_norm"} <= s.values.keys():
+        return None
+    if s.conv.kv != "f32" or s.conv.index != "f32":  # what is rounded may have been rounded the other way
+        return None
+    return _add_heads(_queries(s), s.turned_first(s["indexer_k_norm"]), _index_weights(s))
 
 
 def _seen(s: Scene) -> Array:
@@ -144,7 +172,11 @@ def _expanded_attention(s: Scene) -> Judged:
     nope, rope = _split(s)
     q_pe, q_off = s.turned(rope)
     k_pe, k_off = s.turned(s["kv_cmpr_pe"][:, s.hp.kv_lora_rank :])
-    c, scale = s["kv_cmpr"], (s.hp.qk_nope_head_dim + s.hp.qk_rope_head_dim) ** -0.5
+    if "k_pe" in s.values:
+        k_pe, k_off = s["k_pe"].reshape(k_pe.shape), np.zeros_like(k_pe)
+    latents = rounded(np.concatenate([s["kv_cmpr"], k_pe], -1), s.conv.kv)
+    c, k_pe = latents[:, : s.hp.kv_lora_rank], latents[:, s.hp.kv_lora_rank :]
+    scale = (s.hp.qk_nope_head_dim + s.hp.qk_rope_head_dim) ** -0.5
     keys, values, off, spread = [], [], [], []
     for h in range(nope.shape[1]):
         k, k_bound = bounds.product(c, s.w["attn_k_b"][h].values().astype(np.float64).T)

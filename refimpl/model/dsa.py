@@ -85,7 +85,7 @@ def score(
     if (
         conv.index != "f32"
     ):  # one scale for each vector: the queries' go into the weights, the keys' to the end
-        (q, q_scale), (k, k_scale) = _to_fp8(q, conv.index), _to_fp8(k, conv.index)
+        (q, q_scale), (k, k_scale) = to_fp8(q, conv.index), to_fp8(k, conv.index)
         return add_heads(q, k, weights * q_scale[..., 0], conv, first) * k_scale[:, 0]
     return add_heads(q, k, weights, conv, first)
 
@@ -114,7 +114,7 @@ def add_heads(
     return total
 
 
-def _to_fp8(x: Array, kind: str) -> tuple[Array, Array]:  # [..., n] -> [..., n], [..., 1]
+def to_fp8(x: Array, kind: str) -> tuple[Array, Array]:  # [..., n] -> [..., n], [..., 1]
     """e4m3 codes, as numbers, and their scale, which brings the largest to 448; ue8m0 rounds it up to a power of 2."""
     most = np.maximum(np.abs(x).max(axis=-1, keepdims=True), x.dtype.type(1e-4))
     scale = most * x.dtype.type(1 / 448)

@@ -8,6 +8,7 @@ q . (k_b^T c) = (k_b q) . c, and v_b behind the weighted sum: it works on the la
 64 heads. Both are the same in exact arithmetic.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -123,12 +124,13 @@ def absorbed(
 def expanded(
     q: Array, q_pe: Array, latents: Array, rows: Rows, w: Layer, hp: Hparams, conv: Conventions, tap: Tap
 ) -> Array:  # [T, H, 192], [T, H, 64], [S, 576] -> [T, H, 256]
-    """Attention on every head's own keys and values, restored from the latents."""
+    """Attention on every head's own keys and values, restored from the latents as the cache holds them, in float."""
     c, k_pe, out = latents[:, : hp.kv_lora_rank], latents[:, hp.kv_lora_rank :], []
+    wide = replace(conv, kv="f32")
     q, scale = np.concatenate([q, q_pe], axis=-1), (hp.qk_nope_head_dim + hp.qk_rope_head_dim) ** -0.5
     for h in range(hp.num_attention_heads):
         keys = np.concatenate([product(c, w["attn_k_b"][h].values().T, conv), k_pe], axis=-1)
-        out.append(attend(q[:, h : h + 1], keys, linear(w["attn_v_b"][h], c, conv), rows, scale, conv))
+        out.append(attend(q[:, h : h + 1], keys, linear(w["attn_v_b"][h], c, conv), rows, scale, wide))
     return np.concatenate(out, axis=1)
 
 

@@ -13,7 +13,7 @@ _MEANING = {
     "indexer_q": "the indexer's queries: rotary pairs must be neighbours (2i, 2i+1), on the first 64 channels",
     "indexer_k_norm": "a LayerNorm with weight and bias; engines differ in its eps",
     "indexer_score": "sum over heads of weight * relu(q . k), -inf for keys after the query",
-    "top_k": "the selection does not follow from the recorded scores: count, causality or order",
+    "top_k": "the selection does not follow from the scores: count, causality, order, or the rotary pairs",
     "qr": "an RMSNorm; engines differ in its eps", "kv_cmpr": "an RMSNorm; engines differ in its eps",
     "kqv": "softmax and weighted sum over the latents", "kqv_out": "v_b on every head's mixed latent",
     "q_nope_absorbed": "k_b on every head's query",
@@ -65,7 +65,7 @@ def print_comparison(found: Comparison, console: "Console", all_rows: bool = Fal
     if not found.judged:
         words += "   (without --model nothing is judged: these are distances)"
     console.print(
-        f"\n{words}{f'; {flips} selections flipped between near ties' if flips and found.passed else ''}"
+        f"\n{words}{f'; {flips} selections differ, as far as B shows rightly' if flips and found.passed else ''}"
     )
 
 

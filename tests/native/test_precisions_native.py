@@ -46,7 +46,7 @@ def fp8(x, kind):
 def test_the_indexer_s_fp8_codes_are_torch_s(kind):
     x = draw(40, 32, 128)
     codes, scale = fp8(x, kind)
-    got, got_scale = dsa._to_fp8(x, kind)
+    got, got_scale = dsa.to_fp8(x, kind)
     assert np.array_equal(got_scale, scale.numpy())
     assert np.array_equal(got.view(np.uint32), codes.float().numpy().view(np.uint32))
     assert (np.frexp(got_scale)[0] == 0.5).all() == (kind == "fp8-ue8m0")
