@@ -182,6 +182,24 @@ def test_a_wrong_selection_is_caught_where_scores_were_not_recorded(folder, righ
     assert found.passed and all(row.wrong == 0 for row in found.rows if row.name == "top_k")
 
 
+@pytest.mark.parametrize(
+    "mistake, place",
+    [(weigh_with_bias, "ffn_moe_weights_scaled-1"), (forget_scale, "ffn_moe_weights_scaled-1"),
+     (weigh_in_half_precision, "ffn_moe_out-1"), (forget_shared_expert, "ffn_out-1")],
+)  # fmt: skip
+def test_wrong_experts_are_caught_where_nothing_inside_them_was_recorded(
+    folder, right, monkeypatch, mistake, place
+):
+    model = refimpl.load(folder)
+    with monkeypatch.context() as patch:
+        mistake(patch)
+        wrong = as_hooks_see(Trace("wrong", refimpl.load(folder).trace(IDS)))
+    assert compare(as_hooks_see(right), wrong, model).first.key == place
+    found = compare(right, as_hooks_see(right), model)
+    assert found.passed and all(row.wrong == 0 for row in found.rows if row.name == "ffn_moe_topk")
+    assert any(row.ratio and row.name == "ffn_moe_out" for row in found.rows)
+
+
 def test_half_split_rope_shows_in_logits_only_past_index_topk(folder, monkeypatch):
     want = refimpl.load(folder).logits(IDS)
     split_halves(monkeypatch)

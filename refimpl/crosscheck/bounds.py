@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refimpl.dots import PARTNERS, encode
 from refimpl.model.cache import rounded
 from refimpl.model.config import Conventions, Precision
-from refimpl.model.weights import Matrix
+from refimpl.model.weights import Layer, Matrix
 from refimpl.quants import dequantize, quantize
 from refimpl.quants.formats import activations
 
@@ -130,6 +130,42 @@ def sigmoid(x: Array) -> Judged:
     with np.errstate(over="ignore"):
         y = 1 / (1 + np.exp(-x))
     return y, gamma(EXP + 4) * y + TINY
+
+
+def add_heads(q: Judged, k: Judged, weights: Judged) -> Judged:  # [T, H, n], [S, n], [T, H] -> [T, S]
+    """weights * relu(q . k) added over heads, of inputs that may be off themselves; -inf for keys after the query."""
+    sizes = [np.abs(x) for x, _ in (q, k, weights)]
+    most = [size + off for size, (_, off) in zip(sizes, (q, k, weights), strict=True)]
+    dots = np.maximum(np.einsum("thn,sn->ths", q[0], k[0], optimize=True), 0)
+    size, reach = (np.einsum("thn,sn->ths", a, b, optimize=True) for a, b, _ in (sizes, most))
+    y = np.einsum("ths,th->ts", dots, weights[0], optimize=True)
+    spread = (1 + gamma(sum(q[0].shape[1:]) + 4)) * reach - size
+    bound = np.einsum("ths,th->ts", spread, most[2], optimize=True)
+    bound += np.einsum("ths,th->ts", size, most[2] - sizes[2], optimize=True)
+    causal = np.tri(len(y), dtype=np.bool_)
+    return np.where(causal, y, -np.inf), np.where(causal, bound, 0)
+
+
+def experts(x: Array, chosen: Array, weights: Array, w: Layer, conv: Conventions) -> Judged:
+    # [T, D], [T, K], [T, K] -> [T, D]
+    """Routed experts from their input to the weighted sum, where nothing between was recorded.
+
+    What each step may be off by goes through the next: |silu(g)| <= |g|, and its slope is below 1.1.
+    """
+    y, bound, size = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+    for e in np.unique(chosen):
+        t, slot = np.nonzero(chosen == e)
+        gate, up, down = (w.expert(f"ffn_{part}_exps", int(e)) for part in ("gate", "up", "down"))
+        (g, g_off), (u, u_off) = linear(gate, x[t], conv), linear(up, x[t], conv)
+        h, h_off = silu(g, u)
+        h_off = h_off + 1.1 * g_off * (np.abs(u) + u_off) + np.abs(g) * u_off
+        out, off = linear(down, h, conv)
+        off = off + (1 + gamma(h.shape[1] + 10)) * (h_off @ np.abs(down.values().astype(np.float64)).T)
+        weight = weights[t, slot][:, None]
+        y[t] += weight * out
+        bound[t] += np.abs(weight) * off
+        size[t] += np.abs(weight * out)
+    return y, bound + gamma(chosen.shape[1] + 2) * (size + bound)
 
 
 def attend(

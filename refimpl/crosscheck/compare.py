@@ -166,17 +166,17 @@ def _compare_input(a: Trace, b: Trace, name: str, model: Glm | None) -> Row:
 
 
 def _compare_layer(a: Trace, b: Trace, layer: int, model: Glm | None) -> list[Row]:
-    scene, names = (
-        _scene(b, layer, _stream(b, layer), model),
-        {n for n in b.values if n.endswith(f"-{layer}")},
-    )
+    scene = _scene(b, layer, _stream(b, layer), model)
+    names = {n for n in b.values if n.endswith(f"-{layer}")}
     sparse = f"ffn_moe_logits-{layer}" in names or f"ffn_moe_topk-{layer}" in names
     rows: list[Row] = []
     for op in (*ATTENTION, *(SPARSE if sparse else DENSE), *LAST):
         selection = {"q_nope_absorbed": "top_k", "ffn_moe_weights_scaled": "ffn_moe_topk"}.get(op.name)
+        if op is not _maker(op.name, scene, sparse):
+            continue
         if selection and f"{selection}-{layer}" in names:
             rows.append(_compare_selection(a, b, selection, layer, scene))
-        if f"{op.name}-{layer}" in names and op is _maker(op.name, scene, sparse):
+        if f"{op.name}-{layer}" in names:
             rows.append(_judge(a, b, op, layer, scene))
     return rows
 
@@ -205,9 +205,17 @@ def _distance(a: Array | None, b: Array) -> tuple[str, float | None]:
     return "differs", float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-300))
 
 
+def _by_expert(trace: Trace, key: str) -> Any:
+    """An activation; experts' weights by the experts' numbers, for engines list the chosen in different orders."""
+    value, chosen = trace.values.get(key), trace.values.get(key.replace("_weights_scaled", "_topk"))
+    if value is None or chosen is None or "_weights_scaled" not in key:
+        return value
+    return np.take_along_axis(value, np.argsort(chosen, axis=1, kind="stable"), 1)
+
+
 def _judge(a: Trace, b: Trace, op: Operation, layer: int | None, scene: Scene | None) -> Row:
     key = op.name if layer is None else f"{op.name}-{layer}"
-    row = Row(op.name, layer, *_distance(a.values.get(key), b.values[key]))
+    row = Row(op.name, layer, *_distance(_by_expert(a, key), _by_expert(b, key)))
     if scene is None or not all(need in scene.values for need in op.needs):
         return row
     with np.errstate(all="ignore"):
@@ -222,10 +230,8 @@ def _judge(a: Trace, b: Trace, op: Operation, layer: int | None, scene: Scene | 
         share = np.where(off == 0, 0.0, off / bound)
     share = np.where(np.isnan(share), np.inf, share)
     worst = int(share.argmax())
-    row.ratio, row.at = (
-        float(share.reshape(-1)[worst]),
-        [int(i) for i in np.unravel_index(worst, share.shape)],
-    )
+    row.ratio = float(share.reshape(-1)[worst])
+    row.at = [int(i) for i in np.unravel_index(worst, share.shape)]
     if row.ratio > 1:
         row.verdict = "wrong"
     elif row.verdict != "same":
@@ -270,7 +276,7 @@ def _unexplained(scene: Scene, name: str, chosen: Array) -> int | None:
 
     A query must look at min(index_topk, keys so far) keys, none of them later, whatever the scores; which ones is
     judged by the scores that B recorded, or else by those that follow from its queries and keys, as far as rounding
-    leaves no doubt; which experts, where B recorded the probabilities. None where nothing can be judged.
+    leaves no doubt; which experts, where B recorded probabilities or logits. None where nothing can be judged.
     """
     hp, slack, off = scene.hp, np.zeros(len(chosen)), np.zeros(1)
     if name == "top_k":
@@ -280,12 +286,11 @@ def _unexplained(scene: Scene, name: str, chosen: Array) -> int | None:
             scores = scene["indexer_score"]  # B chose by what it recorded
         else:
             scores, off = operations.replay_scores(scene) or (np.where(chosen, 1.0, 0.0), off)
-    elif "ffn_moe_probs" in scene.values and hp.n_group == 1:
+    elif {"ffn_moe_probs", "ffn_moe_logits"} & scene.values.keys() and hp.n_group == 1:
         allowed, wanted = np.ones_like(chosen), np.full(len(chosen), hp.num_experts_per_tok)
-        scores = scene["ffn_moe_probs"] + scene.w.vector("exp_probs_b").astype(np.float64)
-        slack = (
-            2 * 2.0**-24 * np.abs(scores).max(axis=1)
-        )  # the sum is rounded, on both sides of the comparison
+        scores, off = operations.probabilities(scene)
+        scores = scores + scene.w.vector("exp_probs_b").astype(np.float64)
+        slack = 2 * 2.0**-24 * np.abs(scores).max(axis=1)  # the sum is rounded, on both sides
     else:
         return None
     worst_in = np.where(chosen, scores + off, np.inf).min(axis=1)

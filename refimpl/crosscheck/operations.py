@@ -117,26 +117,12 @@ def _narrow(x: Array, kind: str) -> Array:
     return codes.astype(np.float64) * scale
 
 
-def _add_heads(q: Judged, k: Judged, weights: Judged) -> Judged:  # [T, H, n], [S, n], [T, H] -> [T, S]
-    """weights * relu(q . k) added over heads, of inputs that may be off themselves; -inf for keys after the query."""
-    sizes = [np.abs(x) for x, _ in (q, k, weights)]
-    most = [size + off for size, (_, off) in zip(sizes, (q, k, weights), strict=True)]
-    dots = np.maximum(np.einsum("thn,sn->ths", q[0], k[0], optimize=True), 0)
-    size, reach = (np.einsum("thn,sn->ths", a, b, optimize=True) for a, b, _ in (sizes, most))
-    y = np.einsum("ths,th->ts", dots, weights[0], optimize=True)
-    spread = (1 + gamma(sum(q[0].shape[1:]) + 4)) * reach - size
-    bound = np.einsum("ths,th->ts", spread, most[2], optimize=True)
-    bound += np.einsum("ths,th->ts", size, most[2] - sizes[2], optimize=True)
-    causal = np.tri(len(y), dtype=np.bool_)
-    return np.where(causal, y, -np.inf), np.where(causal, bound, 0)
-
-
 def _scores(s: Scene) -> Judged:
     q, k = s["indexer_q"], rounded(s["indexer_k"].reshape(len(s["indexer_q"]), -1), s.conv.kv)
     exact = (
         (x, np.zeros_like(x)) for x in (*(_narrow(v, s.conv.index) for v in (q, k)), s["indexer_weights"])
     )
-    return _add_heads(*exact)
+    return bounds.add_heads(*exact)
 
 
 def replay_scores(s: Scene) -> Judged | None:
@@ -145,7 +131,7 @@ def replay_scores(s: Scene) -> Judged | None:
         return None
     if s.conv.kv != "f32" or s.conv.index != "f32":  # what is rounded may have been rounded the other way
         return None
-    return _add_heads(_queries(s), s.turned_first(s["indexer_k_norm"]), _index_weights(s))
+    return bounds.add_heads(_queries(s), s.turned_first(s["indexer_k_norm"]), _index_weights(s))
 
 
 def _seen(s: Scene) -> Array:
@@ -215,12 +201,24 @@ def _expert(matrix: str, source: str) -> Callable[[Scene], Judged]:
     return judge
 
 
+def probabilities(s: Scene) -> Judged:
+    """As they were recorded, or else from the logits."""
+    if "ffn_moe_probs" in s.values:
+        return s["ffn_moe_probs"], np.zeros_like(s["ffn_moe_probs"])
+    return bounds.sigmoid(s["ffn_moe_logits"])
+
+
 def _expert_weights(s: Scene) -> Judged:
-    p = np.take_along_axis(s["ffn_moe_probs"], s["ffn_moe_topk"].astype(np.int64), 1)
+    p, off = (np.take_along_axis(x, s["ffn_moe_topk"].astype(np.int64), 1) for x in probabilities(s))
     total = p.sum(axis=1, keepdims=True)
     total = np.maximum(total, 2.0**-14) if s.conv.denominator == "max(sum, 2^-14)" else total
-    y = p / total * s.hp.routed_scaling_factor
-    return y, gamma(p.shape[1] + 4) * y
+    y, slip = p / total * s.hp.routed_scaling_factor, off / p + off.sum(axis=1, keepdims=True) / total
+    return y, (gamma(p.shape[1] + 4) + slip * (1 + slip)) * y
+
+
+def _experts(s: Scene) -> Judged:
+    chosen, weights = s["ffn_moe_topk"].astype(np.int64), s["ffn_moe_weights_scaled"]
+    return bounds.experts(s["ffn_norm"], chosen, weights, s.w, s.conv)
 
 
 def _mixture(s: Scene) -> Judged:
@@ -276,6 +274,7 @@ SPARSE = (
     Operation("ffn_moe_logits", ("ffn_norm",), _linear("ffn_gate_inp", "ffn_norm")),
     Operation("ffn_moe_probs", ("ffn_moe_logits",), lambda s: bounds.sigmoid(s["ffn_moe_logits"])),
     Operation("ffn_moe_weights_scaled", ("ffn_moe_probs", "ffn_moe_topk"), _expert_weights),
+    Operation("ffn_moe_weights_scaled", ("ffn_moe_logits", "ffn_moe_topk"), _expert_weights),
     Operation("ffn_moe_gate", ("ffn_norm", "ffn_moe_topk"), _expert("gate", "ffn_norm")),
     Operation("ffn_moe_up", ("ffn_norm", "ffn_moe_topk"), _expert("up", "ffn_norm")),
     Operation(
@@ -285,6 +284,7 @@ SPARSE = (
     ),
     Operation("ffn_moe_down", ("ffn_moe_swiglu", "ffn_moe_topk"), _expert("down", "ffn_moe_swiglu")),
     Operation("ffn_moe_out", ("ffn_moe_down", "ffn_moe_weights_scaled"), _mixture),
+    Operation("ffn_moe_out", ("ffn_norm", "ffn_moe_topk", "ffn_moe_weights_scaled"), _experts),
     Operation("ffn_gate", ("ffn_norm",), _linear("ffn_gate_shexp", "ffn_norm")),
     Operation("ffn_up", ("ffn_norm",), _linear("ffn_up_shexp", "ffn_norm")),
     Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), lambda s: bounds.silu(s["ffn_gate"], s["ffn_up"])),

@@ -38,6 +38,7 @@ HF_NAMES = {
     "indexer_q_raw": "self_attn.indexer.wq_b", "indexer_weights_raw": "self_attn.indexer.weights_proj",
     "top_k": "self_attn.indexer", "attn_out": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_out": "mlp", "ffn_moe_logits": "mlp.gate",
+    "ffn_moe_weights_scaled": "mlp.gate.1", "ffn_moe_topk": "mlp.gate.2",  # its second and third output
     "ffn_moe_out": "mlp.experts", "ffn_shexp": "mlp.shared_experts", "l_out": "",
 }  # fmt: skip
 _HF_TOP = {"model.embed_tokens": "inp_embd", "model.norm": "result_norm", "lm_head": "result_output"}

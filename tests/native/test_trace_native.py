@@ -24,9 +24,9 @@ def record_hooks(model, ids):
 
     def hook(name):
         def keep(module, inputs, output):
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, torch.Tensor) and name not in kept:
-                kept[name] = first.detach().contiguous().numpy()
+            for i, value in enumerate(output if isinstance(output, tuple) else [output]):
+                if isinstance(value, torch.Tensor) and value.ndim < 4:
+                    kept.setdefault(f"{name}.{i}" if i else name, value.detach().contiguous().float().numpy())
 
         return keep
 
@@ -46,7 +46,13 @@ def test_transformers_computes_within_the_bounds(tmp_path):
     found = compare(Trace("ours", ours.trace(IDS)), theirs, ours)
     judged = [row for row in found.rows if row.ratio is not None]
     assert found.passed, found.first
-    assert len(judged) >= 30 and {"qr", "attn_norm", "ffn_moe_logits"} <= {row.name for row in judged}
+    assert len(judged) >= 30 and {
+        "qr",
+        "attn_norm",
+        "ffn_moe_logits",
+        "ffn_moe_weights_scaled",
+        "ffn_moe_out",
+    } <= {row.name for row in judged}
     assert not any(row.flips for row in found.rows) and max(row.deviation or 0 for row in judged) < 1e-5
     # must fail: with the config's eps in the latents' norms transformers is out of its bound, right there
     found = compare(theirs, theirs, refimpl.load(TINY, engine="transformers", latent_eps=1e-5))
