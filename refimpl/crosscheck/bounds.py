@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.dots import PARTNERS, encode
+from refimpl.model import dsa
 from refimpl.model.cache import rounded
 from refimpl.model.config import Conventions, Precision
 from refimpl.model.weights import Layer, Matrix
@@ -47,6 +48,13 @@ def linear(w: Matrix, x: Array, conv: Conventions) -> Judged:  # [T, n] -> [T, m
     """A product with a matrix of the file, on inputs quantized as the conventions say."""
     weights = w.values().astype(np.float64)
     return product(quantized(x, w, conv), weights, _term_sizes(w, weights), extra=8)
+
+
+def through(w: Matrix, given: Judged, conv: Conventions) -> Judged:  # [T, n] -> [T, m]
+    """A product with inputs that may be off themselves."""
+    y, bound = linear(w, given[0], conv)
+    slip = given[1] @ np.abs(w.values().astype(np.float64)).T
+    return y, bound + (1 + gamma(w.shape[-1] + 10)) * slip
 
 
 def quantized(x: Array, w: Matrix, conv: Conventions) -> Array:
@@ -132,6 +140,14 @@ def sigmoid(x: Array) -> Judged:
     return y, gamma(EXP + 4) * y + TINY
 
 
+def narrow(x: Array, kind: str) -> Array:
+    """What the indexer multiplies: fp8 codes times their scale, exact in float64."""
+    if kind == "f32":
+        return x
+    codes, scale = dsa.to_fp8(x.astype(np.float32), kind)
+    return codes.astype(np.float64) * scale
+
+
 def add_heads(q: Judged, k: Judged, weights: Judged) -> Judged:  # [T, H, n], [S, n], [T, H] -> [T, S]
     """weights * relu(q . k) added over heads, of inputs that may be off themselves; -inf for keys after the query."""
     sizes = [np.abs(x) for x, _ in (q, k, weights)]
@@ -159,8 +175,7 @@ def experts(x: Array, chosen: Array, weights: Array, w: Layer, conv: Conventions
         (g, g_off), (u, u_off) = linear(gate, x[t], conv), linear(up, x[t], conv)
         h, h_off = silu(g, u)
         h_off = h_off + 1.1 * g_off * (np.abs(u) + u_off) + np.abs(g) * u_off
-        out, off = linear(down, h, conv)
-        off = off + (1 + gamma(h.shape[1] + 10)) * (h_off @ np.abs(down.values().astype(np.float64)).T)
+        out, off = through(down, (h, h_off), conv)
         weight = weights[t, slot][:, None]
         y[t] += weight * out
         bound[t] += np.abs(weight) * off

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.crosscheck import operations
-from refimpl.crosscheck.operations import ATTENTION, DENSE, HEAD, LAST, SPARSE, Operation, Scene
+from refimpl.crosscheck.operations import ATTENTION, DENSE, HEAD, LAST, SPARSE, Operation
 from refimpl.crosscheck.printed import compare_values
+from refimpl.crosscheck.scene import Scene
 from refimpl.crosscheck.trace import Trace
 from refimpl.errors import Usage
 from refimpl.model.glm import Glm

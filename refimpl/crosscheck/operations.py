@@ -14,57 +14,10 @@ from numpy.typing import NDArray
 
 from refimpl.crosscheck import bounds
 from refimpl.crosscheck.bounds import Judged, gamma
-from refimpl.files.hparams import Hparams
-from refimpl.model import dsa
+from refimpl.crosscheck.scene import Scene
 from refimpl.model.cache import rounded
-from refimpl.model.config import Conventions
-from refimpl.model.rope import angles
-from refimpl.model.weights import Layer
 
 Array = NDArray[Any]
-
-
-@dataclass
-class Scene:
-    """One layer of a trace: recorded values, as float64, beside weights and conventions."""
-
-    values: dict[str, Array]
-    w: Layer
-    top: Layer
-    hp: Hparams
-    conv: Conventions
-
-    def __getitem__(self, name: str) -> Array:
-        return self.values[name]
-
-    @property
-    def positions(self) -> Array:
-        """[T], from 0 on."""
-        return np.arange(len(next(iter(self.values.values()))))
-
-    @property
-    def latent_eps(self) -> float:
-        """eps of the norms inside attention."""
-        return self.hp.rms_norm_eps if self.conv.latent_eps is None else self.conv.latent_eps
-
-    def turned(self, x: Array) -> Judged:
-        """Rotary positions."""
-        hp = self.hp
-        turn = angles(self.positions, x.shape[-1], hp.rope_theta, self.conv.angles)
-        return bounds.rotate(x, turn, self.positions, hp.rope_theta)
-
-    def turned_first(self, x: Array) -> Judged:
-        """Rotary positions on the first channels, and the Hadamard rotation where there is one."""
-        n = self.hp.qk_rope_head_dim
-        head, off = self.turned(x[..., :n])
-        y, bound = x.copy(), np.zeros_like(x)
-        y[..., :n], bound[..., :n] = head, off
-        return bounds.hadamard(y, bound, dsa.hadamard(y)) if self.conv.hadamard else (y, bound)
-
-    def heads(self, name: str, x: Array) -> Judged:  # [T, H, n] -> [T, H, m]
-        """Each head's own matrix."""
-        found = [bounds.linear(self.w[name][h], x[:, h], self.conv) for h in range(x.shape[1])]
-        return np.stack([y for y, _ in found], 1), np.stack([b for _, b in found], 1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +41,32 @@ def _sum(a: str, b: str) -> Callable[[Scene], Judged]:
     return lambda s: (s[a] + s[b], gamma(1) * np.abs(s[a] + s[b]))
 
 
+def _through(weight: str, inner: Callable[[Scene], Judged]) -> Callable[[Scene], Judged]:
+    """A product whose inputs were not recorded, but follow."""
+    return lambda s: bounds.through(s.w[weight], inner(s), s.conv)
+
+
+def _norm_of_sum(s: Scene) -> Judged:
+    """The sum is rounded before the norm: twice as much, for the norm's scale moves with it."""
+    y, bound = bounds.rms_norm(
+        s["attn_out"] + s["<"], s.w.vector("ffn_norm").astype(np.float64), s.hp.rms_norm_eps
+    )
+    return y, bound + gamma(3) * np.abs(y)
+
+
+def _last_sum(s: Scene) -> Judged:
+    y = s["attn_out"] + s["<"] + s["ffn_out"]
+    return y, gamma(2) * (np.abs(s["attn_out"] + s["<"]) + np.abs(y))
+
+
+def _swiglu(s: Scene) -> Judged:
+    return bounds.silu(s["ffn_gate"], s["ffn_up"])
+
+
+def _expert_swiglu(s: Scene) -> Judged:
+    return bounds.silu(s["ffn_moe_gate"], s["ffn_moe_up"])
+
+
 def _split(s: Scene) -> tuple[Array, Array]:
     """q as nope and rope parts, [T, H, ·]."""
     q = s["q"].reshape(len(s["q"]), s.hp.num_attention_heads, -1)
@@ -109,18 +88,11 @@ def _index_weights(s: Scene) -> Judged:
     return y * scale, (bound + gamma(4) * np.abs(y)) * scale
 
 
-def _narrow(x: Array, kind: str) -> Array:
-    """What the indexer multiplies: fp8 codes times their scale, exact in float64."""
-    if kind == "f32":
-        return x
-    codes, scale = dsa.to_fp8(x.astype(np.float32), kind)
-    return codes.astype(np.float64) * scale
-
-
 def _scores(s: Scene) -> Judged:
     q, k = s["indexer_q"], rounded(s["indexer_k"].reshape(len(s["indexer_q"]), -1), s.conv.kv)
     exact = (
-        (x, np.zeros_like(x)) for x in (*(_narrow(v, s.conv.index) for v in (q, k)), s["indexer_weights"])
+        (x, np.zeros_like(x))
+        for x in (*(bounds.narrow(v, s.conv.index) for v in (q, k)), s["indexer_weights"])
     )
     return bounds.add_heads(*exact)
 
@@ -230,6 +202,10 @@ def _head_norm(s: Scene) -> Judged:
     return bounds.rms_norm(s["<"], s.top.vector("output_norm").astype(np.float64), s.hp.rms_norm_eps)
 
 
+def _head(s: Scene) -> Judged:
+    return bounds.linear(s.top["output"], s["result_norm"], s.conv)
+
+
 ATTENTION = (
     Operation("attn_norm", ("<",), _norm("attn_norm", "<")),
     Operation("qr_raw", ("attn_norm",), _linear("attn_q_a", "attn_norm")),
@@ -260,15 +236,18 @@ ATTENTION = (
     Operation("kqv_out", ("kqv",), _values),
     Operation("kqv_out", ("q", "kv_cmpr", "kv_cmpr_pe"), _expanded_attention),
     Operation("attn_out", ("kqv_out",), _linear("attn_output", "kqv_out")),
+    Operation("attn_out", ("q", "kv_cmpr", "kv_cmpr_pe"), _through("attn_output", _expanded_attention)),
     Operation("ffn_inp", ("attn_out", "<"), _sum("attn_out", "<")),
     Operation("ffn_inp", ("kqv_out", "<"), _residual),
     Operation("ffn_norm", ("ffn_inp",), _norm("ffn_norm", "ffn_inp")),
+    Operation("ffn_norm", ("attn_out", "<"), _norm_of_sum),
 )  # fmt: skip
 DENSE = (
     Operation("ffn_gate", ("ffn_norm",), _linear("ffn_gate", "ffn_norm")),
     Operation("ffn_up", ("ffn_norm",), _linear("ffn_up", "ffn_norm")),
-    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), lambda s: bounds.silu(s["ffn_gate"], s["ffn_up"])),
+    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), _swiglu),
     Operation("ffn_out", ("ffn_swiglu",), _linear("ffn_down", "ffn_swiglu")),
+    Operation("ffn_out", ("ffn_gate", "ffn_up"), _through("ffn_down", _swiglu)),
 )
 SPARSE = (
     Operation("ffn_moe_logits", ("ffn_norm",), _linear("ffn_gate_inp", "ffn_norm")),
@@ -277,24 +256,22 @@ SPARSE = (
     Operation("ffn_moe_weights_scaled", ("ffn_moe_logits", "ffn_moe_topk"), _expert_weights),
     Operation("ffn_moe_gate", ("ffn_norm", "ffn_moe_topk"), _expert("gate", "ffn_norm")),
     Operation("ffn_moe_up", ("ffn_norm", "ffn_moe_topk"), _expert("up", "ffn_norm")),
-    Operation(
-        "ffn_moe_swiglu",
-        ("ffn_moe_gate", "ffn_moe_up"),
-        lambda s: bounds.silu(s["ffn_moe_gate"], s["ffn_moe_up"]),
-    ),
+    Operation("ffn_moe_swiglu", ("ffn_moe_gate", "ffn_moe_up"), _expert_swiglu),
     Operation("ffn_moe_down", ("ffn_moe_swiglu", "ffn_moe_topk"), _expert("down", "ffn_moe_swiglu")),
     Operation("ffn_moe_out", ("ffn_moe_down", "ffn_moe_weights_scaled"), _mixture),
     Operation("ffn_moe_out", ("ffn_norm", "ffn_moe_topk", "ffn_moe_weights_scaled"), _experts),
     Operation("ffn_gate", ("ffn_norm",), _linear("ffn_gate_shexp", "ffn_norm")),
     Operation("ffn_up", ("ffn_norm",), _linear("ffn_up_shexp", "ffn_norm")),
-    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), lambda s: bounds.silu(s["ffn_gate"], s["ffn_up"])),
+    Operation("ffn_swiglu", ("ffn_gate", "ffn_up"), _swiglu),
     Operation("ffn_shexp", ("ffn_swiglu",), _linear("ffn_down_shexp", "ffn_swiglu")),
+    Operation("ffn_shexp", ("ffn_gate", "ffn_up"), _through("ffn_down_shexp", _swiglu)),
     Operation("ffn_out", ("ffn_moe_out", "ffn_shexp"), _sum("ffn_moe_out", "ffn_shexp")),
 )
-LAST = (Operation("l_out", ("ffn_inp", "ffn_out"), _sum("ffn_inp", "ffn_out")),)
+LAST = (
+    Operation("l_out", ("ffn_inp", "ffn_out"), _sum("ffn_inp", "ffn_out")),
+    Operation("l_out", ("attn_out", "<", "ffn_out"), _last_sum),
+)
 HEAD = (
     Operation("result_norm", ("<",), _head_norm),
-    Operation(
-        "result_output", ("result_norm",), lambda s: bounds.linear(s.top["output"], s["result_norm"], s.conv)
-    ),
+    Operation("result_output", ("result_norm",), _head),
 )
