@@ -162,6 +162,26 @@ def as_hooks_see(trace):
     )
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_absorbed_and_expanded_attention_agree_inside_the_bound(tmp_path, seed):
+    """Of random sizes, weights and tokens: float32 results of both lie in one bound around one float64 value."""
+    rng = np.random.default_rng(seed)
+    heads, nope, rank, value = (int(n) for n in (rng.integers(1, 5), *(8 * rng.integers(1, 6, 3))))
+    config = CONFIG | {"num_attention_heads": heads, "num_key_value_heads": heads, "qk_nope_head_dim": nope,
+                       "kv_lora_rank": rank, "v_head_dim": value, "index_topk": int(rng.integers(3, 30))}  # fmt: skip
+    weights = tiny_checkpoint.scale(tiny_checkpoint.draw_weights(config, seed), config)
+    tiny_checkpoint.write_checkpoint(tmp_path, config, weights)
+    ids = rng.integers(0, config["vocab_size"], 50).tolist()
+    for kind in ("absorbed", "expanded"):
+        model = refimpl.load(tmp_path, attention=kind)
+        trace = as_hooks_see(Trace(kind, model.trace(ids)))
+        ratios = [row.ratio for row in compare(trace, trace, model).rows if row.name == "attn_out"]
+        assert len(ratios) == 3 and 0 < max(ratios) < 1
+        values = dict(trace.values)
+        values["attn_out-1"] = np.roll(values["attn_out-1"], 1, axis=1)  # must fail
+        assert compare(trace, Trace(kind, values), model).first.key == "attn_out-1"
+
+
 def forget_relu(patch):
     def wrong(q, k, weights, conv, first=None):
         return np.einsum("thn,sn,th->ts", q, k, weights).astype(np.float32)
