@@ -18,6 +18,7 @@ from refimpl.model.glm import Glm
 from refimpl.model.mlp import swiglu
 from refimpl.quants.formats import Q4_K
 from refimpl.quants.q4_k import unpack_codes, unpack_scales
+from refimpl.reap.saliency import Saliency, derive
 
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness"
 SAID: list[str] = []
@@ -39,6 +40,9 @@ def decode_a_block(file: Path) -> None:
     i = int(np.flatnonzero(codes)[0])
     scale, low, code = int(scales[0, i // 32]), int(mins[0, i // 32]), int(codes[i])
     by_hand = d * np.float32(scale) * np.float32(code) - dmin * np.float32(low)
+    each = np.arange(Q4_K.weights) // 32  # the sub-block of each weight
+    whole = d * scales[0, each].astype(np.float32) * codes.astype(np.float32)
+    whole -= dmin * mins[0, each].astype(np.float32)
     decoded = refimpl.dequantize(raw, "q4_k")[0]
     say(
         f"1. A Q4_K block is {Q4_K.block.itemsize} bytes for {Q4_K.weights} weights, {Q4_K.bits} bits each: two "
@@ -46,7 +50,7 @@ def decode_a_block(file: Path) -> None:
         f"4 bits. Weight {i} has the code {code} in a sub-block of scale {scale} and min {low}, so it is "
         f"d * {scale} * {code} - dmin * {low} = {by_hand:.7g}. The decoder says {decoded[i]:.7g}."
     )
-    assert by_hand == decoded[i]
+    assert by_hand == decoded[i] and np.array_equal(whole, decoded), "all 256, to the bit"
 
 
 def follow_a_weight(checkpoint: Path) -> np.ndarray[Any, Any]:
@@ -86,13 +90,17 @@ def route_a_token(model: Glm, trace: dict[str, Any], tokens: list[int]) -> None:
     whole = moe.route(x, w, model.hp, model.conv)
     e = int(np.bincount(whole.chosen.reshape(-1), minlength=len(p)).argmax())
     at, slot = np.nonzero(whole.chosen == e)
-    norms = np.linalg.norm(moe.run_expert(e, x[at], w, model.conv).astype(np.float64), axis=1)
+    outputs = moe.run_expert(e, x[at], w, model.conv)
+    norms = np.linalg.norm(outputs.astype(np.float64), axis=1)
     weights = whole.weights[at, slot]
     say(
         f"   REAP scores an expert by how much it adds to the tokens that it gets: the mean of weight times output "
         f"norm. Expert {e} gets {len(at)} of {len(tokens)} tokens; its outputs have norms around {norms.mean():.3f}, "
         f"weighted they come to {(weights * norms).mean():.4f}."
     )
+    saliency = Saliency(model.hp.n_routed_experts, x.shape[1])
+    saliency.add(e, outputs, weights.astype(np.float64))
+    assert np.isclose(derive(saliency.sums)["reap"][e], (weights * norms).mean(), rtol=1e-6)
     one = swiglu(x[at[:1]], *(w.expert(f"ffn_{m}_exps", e) for m in ("gate", "up", "down")), model.conv)
     assert np.array_equal(one, trace["ffn_moe_down-1"][at[0], slot[0]][None])
 
