@@ -67,6 +67,18 @@ def test_a_quantized_file_says_nearly_what_the_checkpoint_says(logits, file):
     assert (got.argmax(1) == logits.argmax(1)).mean() > 0.8
 
 
+def test_weights_are_kept_as_the_file_has_them():
+    """After a pass over all layers: the file's own bytes, and of float32 the norms' and biases' alone."""
+    model = refimpl.load(TINY / "stock.gguf")
+    model.logits(IDS)
+    layers, tensors = (model.top, *model.layer.values()), model.weights.source.tensors.values()
+    assert sum(m.raw.nbytes for layer in layers for m in layer._kept.values()) == sum(
+        t.nbytes for t in tensors
+    )
+    floats = [v.nbytes for layer in layers for v in layer._vectors.values()]
+    assert 0 < sum(floats) < 20_000 < sum(t.nbytes for t in tensors) / 100
+
+
 def test_a_model_with_all_experts_named_is_the_whole_model(logits):
     assert np.array_equal(refimpl.load(TINY, experts=range(16)).logits(IDS), logits)
 

@@ -9,6 +9,7 @@ from transformers import GlmMoeDsaForCausalLM
 
 import refimpl
 from refimpl.model import perplexity
+from refimpl.reap.statistics import wilson
 from tests import float_gguf, tiny_checkpoint
 from tools.llama_run import Llama
 
@@ -184,6 +185,10 @@ def test_a_quantized_file_says_to_us_what_it_says_to_llama_cpp(file):
     other = perplexity.log_softmax(refimpl.load(TINY).logits(ids))  # how far quantization itself goes
     far = (np.exp(want) * (want - other)).sum(axis=1)
     error, equal = kl.std() / len(kl) ** 0.5, (got == want).all(axis=1).mean()
-    print(f"{file}: KL {kl.mean():.2e} ± {error:.1e}, same top-1 {same.mean():.3f}, equal rows {equal:.3f}")
+    low, high = wilson(int(same.sum()), len(same))
+    print(
+        f"{file}: KL {kl.mean():.2e} ± {error:.1e}, same top-1 {same.mean():.3f} ({low:.3f} to {high:.3f}), "
+        f"equal rows {equal:.3f}"
+    )
     print(f"{file}: KL of the unquantized model {far.mean():.2e}")
     assert kl.mean() < far.mean() / 4 and same.mean() > 0.97
