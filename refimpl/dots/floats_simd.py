@@ -70,7 +70,10 @@ def multiply_many(w: Weights, x: Floats, out: Floats) -> None:
         tokens = min(TOKENS, x.shape[0] - token)
         for start in range(0, m, 16):
             lay_out(w, start, tile)
+            following = (start + 16) * n
             for t in range(0, tokens, 6):
+                for i in range(16 * n * t // tokens, 16 * n * (t + 6) // tokens, 32):
+                    prefetch(w, following + i)
                 multiply_six(tile, x, token + t, x.shape[0], n, sums, t * 16)
             for t in range(tokens):
                 if start + 16 <= m:

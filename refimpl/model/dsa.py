@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Turn = tuple[Array, Array]
 
 AT_ONCE = 1 << 21  # products of heads and keys, so that those of a long prompt need not exist all together
-QUERIES = 256  # tokens whose queries exist at a time
+QUERIES = 96  # tokens whose queries exist at a time: 1.5 MB of them, which the caches hold and malloc keeps
 
 
 def index_keys(
