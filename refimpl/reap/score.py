@@ -142,11 +142,13 @@ def _score_layer(
     router = Router(hp.num_experts_per_tok, True, hp.routed_scaling_factor)  # no other norm_topk_prob loads
     saliency = Saliency(hp.n_routed_experts, hp.hidden_size) if n >= hp.first_k_dense_replace else None
     starts = np.cumsum([0, *(len(span) for span in spans)])
+    cos, sin = glm.turn(0, max(len(span) for span in spans))
 
     def run(i: int) -> tuple[Array, list[tuple[int, Array, Array]]]:
         tap = Recorder(NEEDED)
         h = hidden[starts[i] : starts[i + 1]]
-        out, _ = block(h, w, n, Cache(glm.conv), glm.turn(0, len(h)), hp, glm.conv, tap.at(n))
+        turn = cos[: len(h)], sin[: len(h)]
+        out, _ = block(h, w, n, Cache(glm.conv), turn, hp, glm.conv, tap.at(n))
         return out, [] if saliency is None else list(_observe(tap.kept, n, w, hp, glm, router, preset))
 
     for i, (out, seen) in engine.map_units(range(len(spans)), run, jobs):
@@ -168,13 +170,18 @@ def _observe(
     Outputs that the model has computed are taken; only those that it did not choose are run anew.
     """
     chosen, x = kept[f"ffn_moe_topk-{n}"], kept[f"ffn_norm-{n}"]
+    computed = kept[f"ffn_moe_down-{n}"]
     picked, weights = weigh(kept[f"ffn_moe_logits-{n}"], chosen, router, preset)
+    as_chosen = np.array_equal(picked, chosen)
     for e in np.unique(picked):
         tokens, slots = np.nonzero(picked == e)
+        if as_chosen:
+            yield int(e), computed[tokens, slots], weights[tokens, slots]
+            continue
         outputs = np.empty((len(tokens), hp.hidden_size), np.float32)
         there = chosen[tokens] == e
         have = there.any(axis=1)
-        outputs[have] = kept[f"ffn_moe_down-{n}"][tokens[have], there[have].argmax(axis=1)]
+        outputs[have] = computed[tokens[have], there[have].argmax(axis=1)]
         if not have.all():
             outputs[~have] = run_expert(int(e), x[tokens[~have]], w, glm.conv)
         yield int(e), outputs, weights[tokens, slots]
