@@ -91,9 +91,9 @@ def quarter(lanes: Any, i: Any) -> Lanes:
 
 @inlined
 def fold(lanes: Any, i: Any) -> Lanes:
-    """16 sums of all lanes, from i on: folded by halves."""
+    """16 sums of all lanes, from i on: folded by halves; none is -0, as none is of sums that begin with 0."""
     even = quarter(lanes, i) + quarter(lanes, i + 2 * SIX)
-    return even + (quarter(lanes, i + SIX) + quarter(lanes, i + 3 * SIX))
+    return even + (quarter(lanes, i + SIX) + quarter(lanes, i + 3 * SIX)) + ZERO
 
 
 @jit
@@ -118,10 +118,11 @@ def multiply_six(tile: Floats, x: Floats, row: int, rows: int, n: int, sums: Any
                     load(lanes, p + 4 * WIDE, WIDE),
                     load(lanes, p + 5 * WIDE, WIDE),
                 )
-            else:
-                a, b, c = fill(ZERO, WIDE), fill(ZERO, WIDE), fill(ZERO, WIDE)
-                d, e, f = fill(ZERO, WIDE), fill(ZERO, WIDE), fill(ZERO, WIDE)
-            for i in range(0, width, 16):
+            else:  # 0 + the first product is that product, but for -0: fold() sees to it
+                v = load_lanes(tile, lane * width, width)
+                a, b, c = v * spread(x, xa + lane), v * spread(x, xb + lane), v * spread(x, xc + lane)
+                d, e, f = v * spread(x, xd + lane), v * spread(x, xe + lane), v * spread(x, xf + lane)
+            for i in range(0 if block else 16, width, 16):
                 v = load_lanes(tile, block * 16 + lane * width + i, width)
                 channel = block + i + lane
                 a = a + v * spread(x, xa + channel)
