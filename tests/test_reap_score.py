@@ -91,7 +91,7 @@ def test_runs_of_two_texts_merge_to_the_run_of_both(model, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_behind_its_last_layer(model, tmp_path, monkeypatch):
     run(model, tmp_path / "whole.safetensors", draw(1), draw(2))
-    out, layers, real = tmp_path / "s.safetensors", [], scoring.block
+    out, layers, real = tmp_path / "s.safetensors", [], scoring.add_attention
 
     def interrupted(h, w, n, *rest):
         layers.append(n)
@@ -99,14 +99,16 @@ def test_a_run_that_was_stopped_goes_on_behind_its_last_layer(model, tmp_path, m
             raise KeyboardInterrupt
         return real(h, w, n, *rest)
 
-    monkeypatch.setattr(scoring, "block", interrupted)
+    monkeypatch.setattr(scoring, "add_attention", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, out, draw(1), draw(2), jobs=1)
     assert not out.exists() and (tmp_path / "s.safetensors.work").is_dir()
     with pytest.raises(Usage, match="of another run"):
         run(model, out, draw(3))
     layers[:] = []
-    monkeypatch.setattr(scoring, "block", lambda h, w, n, *rest: layers.append(n) or real(h, w, n, *rest))
+    monkeypatch.setattr(
+        scoring, "add_attention", lambda h, w, n, *rest: layers.append(n) or real(h, w, n, *rest)
+    )
     run(model, out, draw(1), draw(2), jobs=1)
     assert set(layers) == {2}
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -118,13 +120,13 @@ import os, signal, sys
 import numpy as np
 from refimpl.reap import score as scoring
 from refimpl.reap.presets import presets
-real, seen = scoring.block, []
-def block(h, w, n, *rest):
+real, seen = scoring.add_attention, []
+def add_attention(h, w, n, *rest):
     seen.append(n)
     if n == 2 and seen.count(2) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(h, w, n, *rest)
-scoring.block = block
+scoring.add_attention = add_attention
 text = scoring.Text("text 1", np.array({tokens}))
 scoring.score(sys.argv[1], [text], sys.argv[2], presets["model"], {length}, jobs=1)
 """

@@ -22,11 +22,13 @@ from refimpl.errors import BadFile, Usage
 from refimpl.files import source as model_files
 from refimpl.files.hparams import Hparams
 from refimpl.files.tokens import read_tokens
-from refimpl.model.block import block
+from refimpl.model.block import add_attention
 from refimpl.model.cache import Cache
+from refimpl.model.config import Conventions
 from refimpl.model.glm import Glm, load
-from refimpl.model.moe import run_expert
-from refimpl.model.tap import Recorder
+from refimpl.model.mlp import swiglu
+from refimpl.model.moe import Routing, combine, route, run_chosen, run_expert, run_shared
+from refimpl.model.norm import rms_norm
 from refimpl.model.tokenizer import read_tokenizer
 from refimpl.model.weights import Layer
 from refimpl.reap import state
@@ -37,7 +39,7 @@ Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]  # token times layer done, and in all
 
-NEEDED = frozenset(("ffn_norm", "ffn_moe_logits", "ffn_moe_topk", "ffn_moe_down"))  # of a layer's activations
+BATCH = 2048  # tokens that are worth reading and laying an expert's weights out for
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,17 @@ def _cut(texts: Sequence[Text], length: int) -> Iterator[Array]:
             yield text.tokens[start : start + length]
 
 
+def _batches(spans: list[Array]) -> Iterator[slice]:
+    """Sequences that are sent through a layer's experts together: up to BATCH tokens, or a longer one alone."""
+    start = count = 0
+    for i, span in enumerate(spans):
+        if count and count + len(span) > BATCH:
+            yield slice(start, i)
+            start, count = i, 0
+        count += len(span)
+    yield slice(start, len(spans))
+
+
 def _score_layer(
     glm: Glm,
     n: int,
@@ -138,53 +151,64 @@ def _score_layer(
     total: int,
 ) -> Saliency | None:
     """Send every sequence through one layer; the statistics of its experts, None of a dense layer."""
-    hp, w = glm.hp, Layer(glm.weights, n)
-    router = Router(hp.num_experts_per_tok, True, hp.routed_scaling_factor)  # no other norm_topk_prob loads
-    saliency = Saliency(hp.n_routed_experts, hp.hidden_size) if n >= hp.first_k_dense_replace else None
-    starts = np.cumsum([0, *(len(span) for span in spans)])
+    hp, conv, w = glm.hp, glm.conv, Layer(glm.weights, n)
+    starts = [0, *np.cumsum([len(span) for span in spans]).tolist()]
     cos, sin = glm.turn(0, max(len(span) for span in spans))
 
-    def run(i: int) -> tuple[Array, list[tuple[int, Array, Array]]]:
-        tap = Recorder(NEEDED)
-        h = hidden[starts[i] : starts[i + 1]]
-        turn = cos[: len(h)], sin[: len(h)]
-        out, _ = block(h, w, n, Cache(glm.conv), turn, hp, glm.conv, tap.at(n))
-        return out, [] if saliency is None else list(_observe(tap.kept, n, w, hp, glm, router, preset))
+    def run(batch: slice) -> Saliency | None:
+        after = []
+        for i in range(batch.start, batch.stop):
+            h = hidden[starts[i] : starts[i + 1]]
+            after.append(add_attention(h, w, n, Cache(conv), (cos[: len(h)], sin[: len(h)]), hp, conv)[0])
+        h = np.concatenate(after)
+        x = rms_norm(h, w.vector("ffn_norm"), hp.rms_norm_eps)
+        seen = None
+        if n < hp.first_k_dense_replace:
+            out = swiglu(x, w["ffn_gate"], w["ffn_up"], w["ffn_down"], conv)
+        else:
+            routing = route(x, w, hp, conv)
+            outputs = run_chosen(x, routing.chosen, w, conv)
+            seen = _observe(x, routing, outputs, w, hp, conv, preset)
+            if n == hp.num_hidden_layers - 1:
+                return seen  # nobody reads the states behind the last layer
+            out = combine(outputs, routing, conv) + run_shared(x, w, conv)
+        following[starts[batch.start] : starts[batch.stop]] = h + out
+        return seen
 
-    for i, (out, seen) in engine.map_units(range(len(spans)), run, jobs):
-        following[starts[i] : starts[i + 1]] = out
-        if saliency is not None:
-            saliency.tokens += len(out)
-            for expert, outputs, weights in seen:
-                saliency.add(expert, outputs, weights)
+    saliency = None if n < hp.first_k_dense_replace else Saliency(hp.n_routed_experts, hp.hidden_size)
+    for batch, seen in engine.map_units(_batches(spans), run, jobs):
+        if saliency is not None and seen is not None:
+            saliency.merge(seen)
         if progress is not None:
-            progress(n * len(hidden) + int(starts[i + 1]), total)
+            progress(n * len(hidden) + starts[batch.stop], total)
     return saliency
 
 
 def _observe(
-    kept: dict[str, Array], n: int, w: Layer, hp: Hparams, glm: Glm, router: Router, preset: Preset
-) -> Iterator[tuple[int, Array, Array]]:
-    """(expert, its outputs [t, D], their weights [t]) of one sequence, as the preset chooses and weighs.
+    x: Array, routing: Routing, computed: Array, w: Layer, hp: Hparams, conv: Conventions, preset: Preset
+) -> Saliency:  # [T, D], -, [T, K, D]
+    """The statistics of some tokens, with the experts that the preset chooses and as it weighs them.
 
     Outputs that the model has computed are taken; only those that it did not choose are run anew.
     """
-    chosen, x = kept[f"ffn_moe_topk-{n}"], kept[f"ffn_norm-{n}"]
-    computed = kept[f"ffn_moe_down-{n}"]
-    picked, weights = weigh(kept[f"ffn_moe_logits-{n}"], chosen, router, preset)
+    router = Router(hp.num_experts_per_tok, True, hp.routed_scaling_factor)  # no other norm_topk_prob loads
+    saliency, chosen = Saliency(hp.n_routed_experts, hp.hidden_size), routing.chosen
+    saliency.tokens = len(x)
+    picked, weights = weigh(routing.logits, chosen, router, preset)
     as_chosen = np.array_equal(picked, chosen)
     for e in np.unique(picked):
         tokens, slots = np.nonzero(picked == e)
         if as_chosen:
-            yield int(e), computed[tokens, slots], weights[tokens, slots]
-            continue
-        outputs = np.empty((len(tokens), hp.hidden_size), np.float32)
-        there = chosen[tokens] == e
-        have = there.any(axis=1)
-        outputs[have] = computed[tokens[have], there[have].argmax(axis=1)]
-        if not have.all():
-            outputs[~have] = run_expert(int(e), x[tokens[~have]], w, glm.conv)
-        yield int(e), outputs, weights[tokens, slots]
+            outputs = computed[tokens, slots]
+        else:
+            outputs = np.empty((len(tokens), hp.hidden_size), np.float32)
+            there = chosen[tokens] == e
+            have = there.any(axis=1)
+            outputs[have] = computed[tokens[have], there[have].argmax(axis=1)]
+            if not have.all():
+                outputs[~have] = run_expert(int(e), x[tokens[~have]], w, conv)
+        saliency.add(int(e), outputs, weights[tokens, slots])
+    return saliency
 
 
 class _Work:
