@@ -87,6 +87,22 @@ def test_float_activations_keep_one_order_for_one_token_or_many(fmt: str) -> Non
         assert_same_bits(whole, want)
 
 
+@pytest.mark.parametrize("n", (16, 48, 256, 272, 800))
+@pytest.mark.parametrize(("m", "tokens"), ((5, 16), (37, 200)))
+def test_sums_of_floats_for_many_tokens(n: int, m: int, tokens: int) -> None:
+    rng = np.random.default_rng(n)
+    w, x = rng.normal(size=(m, n)).astype(np.float32), rng.normal(size=(tokens, n)).astype(np.float32)
+    x[3], x[4], x[5, 7] = (
+        -0.0,
+        0.0,
+        np.inf,
+    )  # a row of -0: its sums are +0 and -0 alike, as those that begin with 0
+    w[2] = np.abs(w[2])
+    got, want = (dots.matmul(w.view(np.uint8), "f32", x, "f32", reference=r) for r in (False, True))
+    assert_same_bits(got, want)
+    assert not np.signbit(got[3]).any()
+
+
 def test_our_order_of_floats_by_hand() -> None:
     """17 products: lane 0 holds the first and the last. 2^24 + 1 is lost, 1 + 1 first is not."""
     w, x = np.ones((1, 17), np.float32), np.zeros((1, 17), np.float32)

@@ -188,11 +188,27 @@ def test_only_one_layer_is_in_memory(model, tmp_path, monkeypatch):
     assert asked == [0, 1, 2]  # one after the other, none of them kept by the model
 
 
-def test_progress_counts_tokens_times_layers(model, tmp_path):
+def test_progress_counts_tokens_times_layers(model, tmp_path, monkeypatch):
     seen = []
+    monkeypatch.setattr(scoring, "BATCH", 20)
     run(model, tmp_path / "s.safetensors", draw(1), progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == [20, 40, 50, 70, 90, 100, 120, 140, 150]
     assert {total for _, total in seen} == {150}
+
+
+def test_sequences_together_or_alone_give_the_same(model, tmp_path, monkeypatch):
+    found = []
+    for most, count in ((1, 3), (45, 2), (2048, 1)):
+        monkeypatch.setattr(scoring, "BATCH", most)
+        assert len(list(scoring._batches([np.arange(n) for n in (20, 20, 10)]))) == count
+        run(model, tmp_path / f"{most}.safetensors", draw(1))
+        found.append(state.load(tmp_path / f"{most}.safetensors"))
+    for run_, layers in found[1:]:
+        assert run_ == found[0][0]
+        for layer, saliency in layers.items():
+            assert saliency.tokens == 50
+            for name, values in saliency.sums.items():
+                np.testing.assert_allclose(values, found[0][1][layer].sums[name], rtol=1e-12)
 
 
 def test_nothing_is_replaced_and_nothing_is_scored_over_nothing(model, tmp_path):
